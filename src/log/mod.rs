@@ -1,0 +1,226 @@
+//! The log between the stages: durable, partitioned, append-only, transactional.
+//!
+//! Two implementations of one small trait: Apache Kafka and the embedded one. Both pass the same conformance
+//! tests. The trait has what the stages need and no more.
+//!
+//! What a log promises:
+//! - *Order*: offsets of one partition rise; a reader sees records in offset order. Offsets may have holes
+//!   (Kafka's transaction markers take some), so nobody computes with them but `next`.
+//! - *Durability*: what `append` or `commit` answered survives the process and, as far as the disk keeps its word
+//!   about fsync, a power cut.
+//! - *Atomicity*: readers see all records of a committed [`Transaction`] or none; those of a transaction that
+//!   did not commit are never seen.
+//! - *Fencing*: once `fence(id)` returned a writer, no earlier writer of that id commits anything any more.
+
+pub mod codec;
+pub mod embedded;
+pub mod kafka;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+/// Header of a source record: how many rows its batch has, as decimal text.
+pub const HEADER_ROWS: &str = "rows";
+/// Header that names the encoding of a record's value.
+pub const HEADER_CONTENT_TYPE: &str = "content-type";
+/// The content type of Arrow IPC streams.
+pub const ARROW_STREAM: &str = "application/vnd.apache.arrow.stream";
+/// Header of a result record: the window's start, RFC 3339.
+pub const HEADER_WINDOW_START: &str = "window-start";
+/// Header of a result record: the window's end, RFC 3339.
+pub const HEADER_WINDOW_END: &str = "window-end";
+/// Header of a result record: `true` for the window's last word, `false` for an early result.
+pub const HEADER_FINAL: &str = "final";
+/// Header of a result record: the highest revision replaces the whole window; decimal, from 0.
+pub const HEADER_REVISION: &str = "revision";
+/// Header of a result record: how many rows this (table, room, window, revision) has over all partitions; decimal.
+pub const HEADER_WINDOW_ROWS: &str = "window-rows";
+
+/// The topic that holds the running program: tables, queries, versions. Compacted, one partition.
+pub const TOPIC_PROGRAM: &str = "emostream.program";
+/// The topic that holds checkpoints by query name. Compacted, one partition.
+pub const TOPIC_CHECKPOINTS: &str = "emostream.checkpoints";
+/// The publisher's ordered messages. One partition.
+pub const TOPIC_LIVE: &str = "emostream.live";
+/// Heartbeats of clusters and subscribers. Compacted, one partition.
+pub const TOPIC_MEMBERS: &str = "emostream.members";
+
+/// The topic of one cluster's copy of [`TOPIC_LIVE`]. One partition.
+pub fn cluster_topic(cluster: &str) -> String {
+    format!("emostream.cluster.{cluster}")
+}
+
+/// A record to be written.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NewRecord {
+    /// For compacted topics the identity; else free.
+    pub key: Option<Bytes>,
+    /// `None` is a tombstone: on a compacted topic it removes the key.
+    pub value: Option<Bytes>,
+    /// In order; names may repeat.
+    pub headers: Vec<(String, Bytes)>,
+}
+
+impl NewRecord {
+    /// Adds a header with a text value.
+    #[must_use]
+    pub fn header(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.headers.push((name.to_owned(), Bytes::from(value.into())));
+        self
+    }
+}
+
+/// A record as it was read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    /// Its place in the partition.
+    pub offset: i64,
+    /// When it was written, milliseconds since the Unix epoch: the writer's clock, or the log's (see [`TopicSpec`]).
+    pub timestamp_ms: i64,
+    /// See [`NewRecord::key`].
+    pub key: Option<Bytes>,
+    /// See [`NewRecord::value`].
+    pub value: Option<Bytes>,
+    /// See [`NewRecord::headers`].
+    pub headers: Vec<(String, Bytes)>,
+}
+
+impl Record {
+    /// The first header of that name, when it is UTF-8.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let (_, value) = self.headers.iter().find(|(header, _)| header == name)?;
+        std::str::from_utf8(value).ok()
+    }
+}
+
+/// A topic to create.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicSpec {
+    /// Letters, digits, `.`, `_`, `-`.
+    pub name: String,
+    /// At least one.
+    pub partitions: u32,
+    /// What is kept.
+    pub retention: Retention,
+    /// Kafka: whose clock stamps the records. True: the broker's (`LogAppendTime`), false: the writer's.
+    /// Embedded: always the writer thread's clock.
+    pub log_append_time: bool,
+}
+
+/// What a topic keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retention {
+    /// Records younger than this.
+    Age(Duration),
+    /// The newest record of every key, for ever.
+    LatestPerKey,
+}
+
+/// The offsets of one partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartitionRange {
+    /// The first offset still there.
+    pub start: i64,
+    /// The offset the next record would take at the earliest; what is below is committed or aborted.
+    pub end: i64,
+}
+
+/// What one read brought.
+#[derive(Clone, Debug, Default)]
+pub struct ReadBatch {
+    /// In offset order; empty when nothing came within the wait.
+    pub records: Vec<Record>,
+    /// The offset from which the next read goes on.
+    pub next: i64,
+    /// Proof of having reached the end: when `Some(t)`, every record that was appended to this partition before
+    /// wall-clock time `t` (milliseconds) has been returned by this reader. `None` where that cannot be said:
+    /// records follow, a write is under way, or the broker does not answer.
+    pub complete_until_ms: Option<i64>,
+}
+
+/// What is written atomically.
+#[derive(Clone, Debug, Default)]
+pub struct Transaction {
+    /// Topic, partition and record; in order within a partition.
+    pub records: Vec<(String, u32, NewRecord)>,
+    /// Kafka: positions for lag tools, as group → (topic, partition, next offset). Embedded: ignored.
+    pub consumed: Option<(String, Vec<(String, u32, i64)>)>,
+}
+
+/// What went wrong, by what the caller must do.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum LogError {
+    /// Nothing was written; try again later. Full disk, busy broker, time-out before anything began.
+    #[error("the log is not available: {0}")]
+    Unavailable(String),
+    /// A write began and its end is not known. A writer must be fenced anew and the log read before going on.
+    #[error("the outcome of a write is not known: {0}")]
+    Indefinite(String),
+    /// Another writer of the same id took over. Stop; do not fence again without being told to.
+    #[error("fenced: {0}")]
+    Fenced(String),
+    /// The offset asked for is no longer there.
+    #[error("offset {asked} of {topic}/{partition} is gone; the log starts at {start}")]
+    OffsetGone {
+        /// The topic.
+        topic: String,
+        /// The partition.
+        partition: u32,
+        /// The offset asked for.
+        asked: i64,
+        /// The first one there.
+        start: i64,
+    },
+    /// No such topic or partition.
+    #[error("no topic or partition {0}")]
+    UnknownTopic(String),
+    /// The request can never succeed: a record too large, a topic that exists with other partitions, a damaged file.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// A durable, partitioned, append-only, transactional store.
+#[async_trait]
+pub trait Log: Send + Sync + 'static {
+    /// Creates the topics that do not exist. One that exists with at least as many partitions is left as it is.
+    async fn create_topics(&self, specs: &[TopicSpec]) -> Result<(), LogError>;
+
+    /// The ranges of a topic's partitions, by partition; `None` when there is no such topic.
+    async fn describe(&self, topic: &str) -> Result<Option<Vec<PartitionRange>>, LogError>;
+
+    /// Appends to one partition, durably and in order, outside of any transaction. Returns the last offset.
+    /// Bounded: waits while the log is busy, at most its own write time-out; then `Unavailable` when nothing was
+    /// written, `Indefinite` when that is not known.
+    async fn append(&self, topic: &str, partition: u32, records: Vec<NewRecord>) -> Result<i64, LogError>;
+
+    /// A reader of one partition from `offset` on (inclusive), of committed records only.
+    async fn reader(&self, topic: &str, partition: u32, offset: i64) -> Result<Box<dyn Reader>, LogError>;
+
+    /// Fences every earlier writer of that id, waits until what it left open is decided, and returns a new one.
+    async fn fence(&self, writer_id: &str) -> Result<Box<dyn Writer>, LogError>;
+
+    /// The newest committed record of every key of a compacted topic (without tombstones), including everything
+    /// that was committed before the call.
+    async fn latest(&self, topic: &str) -> Result<BTreeMap<Bytes, Record>, LogError>;
+
+    /// Removes records below `offset` from a partition. Kafka may leave this to its retention.
+    async fn trim(&self, topic: &str, partition: u32, offset: i64) -> Result<(), LogError>;
+}
+
+/// Reads one partition in order.
+#[async_trait]
+pub trait Reader: Send {
+    /// The next records, at most about `max_bytes` of values (at least one record when there is one). Waits up to
+    /// `wait` for the first; returns as soon as there is any. Cancel-safe: a dropped read loses nothing.
+    async fn read(&mut self, max_bytes: usize, wait: Duration) -> Result<ReadBatch, LogError>;
+}
+
+/// Commits transactions, one at a time, as the only live writer of its id.
+#[async_trait]
+pub trait Writer: Send {
+    /// Writes all of it or nothing, durably. After `Indefinite` or `Fenced` this writer is dead.
+    async fn commit(&mut self, transaction: Transaction) -> Result<(), LogError>;
+}

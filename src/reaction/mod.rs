@@ -1,0 +1,8 @@
+//! The domain: what a reaction is, rooms, event time, what a closed window says.
+//!
+//! Pure: no async, no clock, no I/O, and no knowledge of any stage or log.
+
+pub mod figures;
+pub mod live;
+pub mod table;
+pub mod time;
