@@ -15,6 +15,7 @@
 pub mod codec;
 pub mod embedded;
 pub mod kafka;
+pub mod program;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
