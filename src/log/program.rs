@@ -154,7 +154,11 @@ async fn tail(
     while !sender.is_closed() {
         match reader.read(READ_BYTES, READ_WAIT).await {
             Ok(batch) => {
-                if batch.records.into_iter().fold(false, |changed, record| view.apply(record) || changed) {
+                let mut changed = false;
+                for record in batch.records {
+                    changed |= view.apply(record);
+                }
+                if changed {
                     sender.send_replace(Arc::new(view.program()));
                 }
             }
