@@ -14,6 +14,7 @@
 
 pub mod codec;
 pub mod embedded;
+pub mod failpoint;
 pub mod gather;
 pub mod kafka;
 pub mod program;
