@@ -1,2 +1,8 @@
-//! it
-fn main() {}
+//! The integration tests: one binary, so that the engine's libraries link once.
+
+// Clippy's exception for tests covers the test functions, not what they call.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod kafka;
+mod kafka_foreign_reader;
+mod support;

@@ -1,0 +1,33 @@
+//! The real broker that `./test` starts for the whole run.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use emostream::clock;
+use emostream::log::kafka::{KafkaLog, KafkaSettings};
+
+/// The variable in which `./test` names its broker.
+pub(crate) const BROKER: &str = "EMOSTREAM_TEST_KAFKA";
+
+/// `HOST:PORT` of the broker; the test fails when there is none.
+pub(crate) fn bootstrap_servers() -> String {
+    match std::env::var(BROKER) {
+        Ok(address) if !address.is_empty() => address,
+        _ => panic!(
+            "this test needs a Kafka broker: run `./test`, which starts one, or start one with \
+             `deploy/local/kafka start DIR` and set {BROKER} to the address it prints"
+        ),
+    }
+}
+
+/// A connection to it.
+pub(crate) async fn connect() -> Arc<KafkaLog> {
+    KafkaLog::connect(KafkaSettings::new(bootstrap_servers())).await.expect("the broker answers")
+}
+
+/// A name no other test and no earlier run has used: brokers keep topics.
+pub(crate) fn fresh(name: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let (run, next) = (clock::wall_ms(), NEXT.fetch_add(1, Ordering::Relaxed));
+    format!("{name}-{run}-{}-{next}", std::process::id())
+}
