@@ -1,1 +1,82 @@
-//! publish
+//! Stage 3a: from a closed window to everyone's screen.
+//!
+//! ```text
+//!  sinks ──▶ publisher ──▶ emostream.live ──┬─▶ cluster ──▶ emostream.cluster.NAME ──┬─▶ subscriber ──▶ clients
+//!            one order,                     ├─▶ cluster …    a region's own copy     ├─▶ subscriber …
+//!            each window once               └─▶ …                                    └─▶ …
+//! ```
+//!
+//! The parts never call one another; they meet on topics of the log, so each starts, fails and scales alone. In the
+//! order a window passes them:
+//!
+//! - [`row`], [`gather`], [`sequence`]: results records become whole windows, and those one numbered order (pure);
+//! - [`publisher`] runs that against the log, [`cluster`] copies it to a region;
+//! - [`message`], [`history`], [`queue`], [`protocol`]: what a subscriber keeps and what it says (pure);
+//! - [`subscriber`] reads its cluster and holds the clients that [`routes`] lets in;
+//! - [`members`]: who is there; [`tier`]: all of it in one process.
+//!
+//! Still to come: a standby publisher, placement by fronts, registered HTTP endpoints, drain of one subscriber,
+//! commands over the WebSocket, compression.
+
+pub mod cluster;
+pub mod gather;
+pub mod history;
+pub mod members;
+pub mod message;
+pub mod protocol;
+pub mod publisher;
+pub mod queue;
+pub mod routes;
+pub mod row;
+pub mod sequence;
+pub mod subscriber;
+pub mod tier;
+
+mod feeds;
+mod hub;
+mod sse;
+mod tail;
+
+#[cfg(test)]
+mod memory_log;
+#[cfg(test)]
+mod tests;
+
+pub use cluster::Cluster;
+pub use members::{Heart, Members};
+pub use publisher::Publisher;
+pub use routes::{front_router, live_router, publish_router};
+pub use subscriber::Subscriber;
+pub use tier::Tier;
+
+use serde::{Deserialize, Serialize};
+
+/// Section `[publish]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// How many clusters `up` runs.
+    pub clusters: usize,
+    /// How many subscribers each of them has under `up`.
+    pub subscribers_per_cluster: usize,
+    /// What a front answers to `GET /v1/live`; placement is not built yet.
+    pub placement: Placement,
+    /// How many messages a subscriber keeps for clients that resume; never more than 16 MB of them.
+    pub history: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { clusters: 3, subscribers_per_cluster: 3, placement: Placement::Redirect, history: 1_000 }
+    }
+}
+
+/// What a front does with a client that asks it for a live stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Placement {
+    /// It sends the client to a subscriber.
+    Redirect,
+    /// It answers that it holds no streams.
+    None,
+}

@@ -1,0 +1,187 @@
+//! What clients of `/v1/live` say and hear, apart from the windows themselves (those are [`super::message`]).
+//!
+//! Pure: no async, no clock, no I/O.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde_json::json;
+
+use super::message::Message;
+use crate::reaction::live::{DEFAULT_ROOM, LiveId};
+
+/// Rooms one connection may ask for.
+pub const MAX_ROOMS: usize = 16;
+/// Tables one connection may ask for.
+pub const MAX_TABLES: usize = 16;
+/// The longest name of a table or room in a request, in bytes.
+const MAX_NAME_BYTES: usize = 256;
+/// The comment that keeps an idle event stream alive.
+pub const SSE_HEARTBEAT: Bytes = Bytes::from_static(b": still here\n\n");
+
+/// Which messages a client wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filter {
+    /// None means every table.
+    pub tables: Vec<Arc<str>>,
+    /// At least one.
+    pub rooms: Vec<Arc<str>>,
+}
+
+impl Filter {
+    /// Whether the client wants that message.
+    pub fn wants(&self, message: &Message) -> bool {
+        self.wants_table(message) && self.rooms.contains(&message.room)
+    }
+
+    /// Whether the client wants that message, given that it is of one of its rooms.
+    pub fn wants_table(&self, message: &Message) -> bool {
+        self.tables.is_empty() || self.tables.contains(&message.table)
+    }
+}
+
+/// A request for `/v1/live`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LiveRequest {
+    /// Which messages.
+    pub filter: Filter,
+    /// The cursor as the client sent it.
+    pub after: Option<String>,
+    /// Send the newest closed windows first.
+    pub last: bool,
+}
+
+impl LiveRequest {
+    /// Reads the query's parameters in their order; `last_event_id` is the header of that name, which goes before
+    /// `after` because a browser that reconnects repeats the address it was given at first.
+    ///
+    /// # Errors
+    /// Says which parameter is wrong, and what it takes.
+    pub fn parse<'a>(
+        parameters: impl IntoIterator<Item = (&'a str, &'a str)>,
+        last_event_id: Option<&str>,
+    ) -> Result<Self, String> {
+        let (mut tables, mut rooms) = (Vec::new(), Vec::new());
+        let mut after = None;
+        let mut last = false;
+        for (name, value) in parameters {
+            match name {
+                "table" => add(&mut tables, name, value, MAX_TABLES)?,
+                "room" => add(&mut rooms, name, value, MAX_ROOMS)?,
+                "after" => after = Some(value.to_owned()),
+                "last" => last = flag(value)?,
+                "cluster" => {} // where to connect; here the client is connected already
+                _ => {
+                    return Err(format!(
+                        "there is no parameter '{name}'; there are table, room, after, last, cluster"
+                    ));
+                }
+            }
+        }
+        if rooms.is_empty() {
+            rooms.push(DEFAULT_ROOM.into());
+        }
+        let after = last_event_id.map(str::to_owned).or(after).filter(|cursor| !cursor.is_empty());
+        Ok(Self { filter: Filter { tables, rooms }, after, last })
+    }
+
+    /// The cursor: `Err` when it is no live id.
+    pub fn cursor(&self) -> Option<Result<LiveId, String>> {
+        self.after.as_ref().map(|text| text.parse())
+    }
+}
+
+fn add(names: &mut Vec<Arc<str>>, parameter: &str, value: &str, limit: usize) -> Result<(), String> {
+    if value.is_empty() || value.len() > MAX_NAME_BYTES {
+        return Err(format!("{parameter}= takes a name of 1 to {MAX_NAME_BYTES} bytes"));
+    }
+    if !names.iter().any(|name| &**name == value) {
+        names.push(value.into());
+    }
+    if names.len() > limit {
+        return Err(format!("at most {limit} times {parameter}= in one connection; open another one"));
+    }
+    Ok(())
+}
+
+fn flag(value: &str) -> Result<bool, String> {
+    match value {
+        "1" | "true" => Ok(true),
+        "0" | "false" => Ok(false),
+        _ => Err(format!("last= takes 1 or 0, not '{value}'")),
+    }
+}
+
+/// The event that says that messages may be missing; `after` is the cursor that could not be found.
+pub fn gap_event(after: Option<&str>) -> Bytes {
+    format!("event: gap\ndata: {}\n\n", json!({ "after": after })).into()
+}
+
+/// [`gap_event`] as a WebSocket message.
+pub fn gap_message(after: Option<&str>) -> String {
+    json!({"type": "gap", "after": after}).to_string()
+}
+
+/// The answer to what a client sends over its WebSocket.
+pub fn answer(text: &str) -> String {
+    let known = ["subscribe", "unsubscribe", "send"];
+    let sent: Option<serde_json::Map<String, serde_json::Value>> = serde_json::from_str(text).ok();
+    let command = sent.and_then(|sent| known.into_iter().find(|name| sent.contains_key(*name)));
+    let detail = match command {
+        Some("send") => "send over this socket is not built yet; use POST /v1/tables/{table}".to_owned(),
+        Some(command) => format!("{command} is not built yet; connect with ?table=…&room=…"),
+        None => "a message is a JSON object with subscribe, unsubscribe or send".to_owned(),
+    };
+    json!({"type": "error", "detail": detail}).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::publish::message::message;
+
+    fn parse(parameters: &[(&str, &str)]) -> Result<LiveRequest, String> {
+        LiveRequest::parse(parameters.iter().copied(), None)
+    }
+
+    #[test]
+    fn no_room_means_main_and_no_table_means_all() {
+        let filter = parse(&[]).unwrap().filter;
+        assert!(filter.wants(&message(1, "any", "main")));
+        assert!(!filter.wants(&message(1, "any", "other")));
+    }
+
+    #[test]
+    fn tables_and_rooms_repeat() {
+        let filter = parse(&[("table", "t"), ("room", "a"), ("room", "b"), ("table", "u")]).unwrap().filter;
+        assert!(filter.wants(&message(1, "u", "b")) && filter.wants(&message(1, "t", "a")));
+        assert!(!filter.wants(&message(1, "v", "b")) && !filter.wants(&message(1, "t", "main")));
+    }
+
+    #[test]
+    fn the_header_goes_before_the_parameter() {
+        let both = LiveRequest::parse([("after", "e1-1")], Some("e1-2")).unwrap();
+        assert_eq!(both.cursor(), Some(Ok(LiveId { epoch: 1, sequence: 2 })));
+        assert!(matches!(parse(&[("after", "4711")]).unwrap().cursor(), Some(Err(_))));
+        assert_eq!(parse(&[("after", "")]).unwrap().cursor(), None);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        assert!(parse(&[("rooms", "a")]).unwrap_err().contains("room, after"));
+        assert!(parse(&[("last", "yes")]).unwrap_err().contains("last="));
+        assert!(parse(&[("room", "")]).is_err());
+        let rooms: Vec<String> = (0..17).map(|n| n.to_string()).collect();
+        let asked: Vec<(&str, &str)> = rooms.iter().map(|room| ("room", room.as_str())).collect();
+        assert!(parse(&asked[..16]).is_ok());
+        assert!(parse(&asked).unwrap_err().contains("16"));
+    }
+
+    #[test]
+    fn a_client_that_talks_hears_what_to_do_instead() {
+        assert!(answer(r#"{"send":[{"emoji_type":"x"}]}"#).contains("POST /v1/tables"));
+        assert!(answer(r#"{"subscribe":{"room":"a"}}"#).contains("?table="));
+        assert!(answer("hello").contains("JSON object"));
+        assert!(answer("hello").starts_with(r#"{"type":"error""#));
+    }
+}

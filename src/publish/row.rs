@@ -1,0 +1,234 @@
+//! A results record read as one row of a window, its columns put into the order of the DDL.
+
+use std::borrow::Cow;
+
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+#[cfg(test)]
+use crate::log::NewRecord;
+use crate::log::Record;
+use crate::log::{HEADER_FINAL, HEADER_REVISION, HEADER_WINDOW_END, HEADER_WINDOW_ROWS, HEADER_WINDOW_START};
+use crate::reaction::live::DEFAULT_ROOM;
+use crate::reaction::table::Table;
+use crate::reaction::time::{Window, parse_rfc3339};
+
+const COLUMN_START: &str = "window_start";
+const COLUMN_END: &str = "window_end";
+const COLUMN_ROOM: &str = "room";
+
+/// One row of one window, and what its record says about the whole window.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ResultRow {
+    /// The room, [`DEFAULT_ROOM`] where the sink has no such column or the value is null.
+    pub room: Box<str>,
+    /// The span of event time.
+    pub window: Window,
+    /// False for an early result.
+    pub is_final: bool,
+    /// The highest one replaces the whole window.
+    pub revision: u64,
+    /// How many rows this (table, room, window, revision) has over all partitions; at least 1.
+    pub window_rows: u64,
+    /// The row as a JSON object: the table's columns in the order of the DDL without the window columns and
+    /// `room`; a column the record lacks is null.
+    pub json: Box<str>,
+}
+
+impl ResultRow {
+    /// Reads a record of that sink.
+    ///
+    /// # Errors
+    /// Says what the record lacks. Such a record belongs to no window and can never be shown.
+    pub fn parse(table: &Table, record: &Record) -> Result<Self, String> {
+        let value = record.value.as_deref().ok_or("the record has no value")?;
+        let fields = Fields::parse(value)?;
+        let window = Window {
+            start: instant(record.header(HEADER_WINDOW_START), &fields, COLUMN_START)?,
+            end: instant(record.header(HEADER_WINDOW_END), &fields, COLUMN_END)?,
+        };
+        if window.end <= window.start {
+            return Err("the window ends before it starts".to_owned());
+        }
+        let window_rows: u64 = number(record, HEADER_WINDOW_ROWS)?;
+        if window_rows == 0 {
+            return Err(format!("header {HEADER_WINDOW_ROWS} is 0"));
+        }
+        Ok(Self {
+            room: room(table, &fields),
+            window,
+            is_final: record.header(HEADER_FINAL) != Some("false"),
+            revision: number(record, HEADER_REVISION)?,
+            window_rows,
+            json: shown_columns(table, &fields),
+        })
+    }
+}
+
+/// The object's members in their order, values as they were written.
+struct Fields<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+
+impl<'a> Fields<'a> {
+    fn parse(value: &'a [u8]) -> Result<Self, String> {
+        let mut from = serde_json::Deserializer::from_slice(value);
+        let fields =
+            from.deserialize_map(FieldsVisitor).map_err(|error| format!("no JSON object: {error}"))?;
+        from.end().map_err(|error| format!("no JSON object: {error}"))?;
+        Ok(fields)
+    }
+
+    fn get(&self, name: &str) -> Option<&'a RawValue> {
+        self.0.iter().find(|(field, _)| field == name).map(|(_, value)| *value)
+    }
+}
+
+struct FieldsVisitor;
+
+impl<'de> Visitor<'de> for FieldsVisitor {
+    type Value = Fields<'de>;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("one JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut fields = Vec::with_capacity(8);
+        while let Some(Name(name)) = map.next_key()? {
+            fields.push((name, map.next_value()?));
+        }
+        Ok(Fields(fields))
+    }
+}
+
+/// A member's name, borrowed where it has no escapes.
+#[derive(serde::Deserialize)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// From the header, or from the column where the record has no such header.
+fn instant(header: Option<&str>, fields: &Fields<'_>, column: &str) -> Result<i64, String> {
+    if let Some(text) = header {
+        return parse_rfc3339(text);
+    }
+    let value = fields.get(column).ok_or_else(|| format!("neither header nor column names {column}"))?;
+    parse_rfc3339(&text(value))
+}
+
+fn number(record: &Record, header: &str) -> Result<u64, String> {
+    let text = record.header(header).ok_or_else(|| format!("header {header} is missing"))?;
+    text.parse().map_err(|_| format!("header {header} is no number: '{text}'"))
+}
+
+fn room(table: &Table, fields: &Fields<'_>) -> Box<str> {
+    let named = table.column(COLUMN_ROOM).and_then(|_| fields.get(COLUMN_ROOM));
+    match named {
+        Some(value) if value.get() != "null" => text(value).into(),
+        _ => DEFAULT_ROOM.into(),
+    }
+}
+
+/// A JSON text without its quotes; anything else as it is written.
+fn text(value: &RawValue) -> String {
+    serde_json::from_str::<String>(value.get()).unwrap_or_else(|_| value.get().to_owned())
+}
+
+fn shown_columns(table: &Table, fields: &Fields<'_>) -> Box<str> {
+    let mut json = String::from("{");
+    let shown = table.columns.iter().filter(|c| ![COLUMN_START, COLUMN_END, COLUMN_ROOM].contains(&&*c.name));
+    for column in shown {
+        if json.len() > 1 {
+            json.push(',');
+        }
+        json.push_str(&quoted(&column.name));
+        json.push(':');
+        json.push_str(fields.get(&column.name).map_or("null", RawValue::get));
+    }
+    json.push('}');
+    json.into()
+}
+
+/// A text as JSON writes it.
+pub(super) fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+/// A record as the engine writes it, for tests of every file here.
+#[cfg(test)]
+pub(super) fn result_record(window_ms: (i64, i64), rows: u64, value: serde_json::Value) -> NewRecord {
+    let at = |ms: i64| crate::reaction::time::format_rfc3339(ms * crate::reaction::time::NS_PER_MS);
+    NewRecord { key: None, value: Some(value.to_string().into()), headers: Vec::new() }
+        .header(HEADER_WINDOW_START, at(window_ms.0))
+        .header(HEADER_WINDOW_END, at(window_ms.1))
+        .header(HEADER_FINAL, "true")
+        .header(HEADER_REVISION, "0")
+        .header(HEADER_WINDOW_ROWS, rows.to_string())
+}
+
+/// The sink of sql/tables.sql, for tests of every file here.
+#[cfg(test)]
+pub(super) fn emoji_counts() -> Table {
+    use crate::reaction::table::{Column, ColumnType, Format, TableKind};
+    let column =
+        |name: &str, data_type| Column { name: name.to_owned(), data_type, nullable: true, default: None };
+    Table {
+        name: "emoji_counts".to_owned(),
+        kind: TableKind::Sink,
+        topic: "emoji_counts".to_owned(),
+        format: Format::Json,
+        columns: vec![
+            column(COLUMN_START, ColumnType::Timestamp),
+            column(COLUMN_END, ColumnType::Timestamp),
+            column(COLUMN_ROOM, ColumnType::Text),
+            column("emoji_type", ColumnType::Text),
+            column("count", ColumnType::Bigint),
+        ],
+        watermark: None,
+        key_field: None,
+        options: std::collections::BTreeMap::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn read(record: NewRecord) -> Result<ResultRow, String> {
+        let NewRecord { key, value, headers } = record;
+        ResultRow::parse(&emoji_counts(), &Record { offset: 0, timestamp_ms: 0, key, value, headers })
+    }
+
+    #[test]
+    fn columns_come_in_ddl_order_without_window_and_room_and_with_nulls() {
+        let value = json!({"count": 9007199254740993_i64, "room": "a\"b", "window_end": "x", "stranger": 1});
+        let row = read(result_record((0, 2000), 3, value)).unwrap();
+        assert_eq!(&*row.json, r#"{"emoji_type":null,"count":9007199254740993}"#);
+        assert_eq!((&*row.room, row.window_rows, row.is_final), ("a\"b", 3, true));
+        assert_eq!(row.window, Window { start: 0, end: 2_000_000_000 });
+    }
+
+    #[test]
+    fn a_row_without_a_room_belongs_to_main() {
+        for value in [json!({"count": 1}), json!({"count": 1, "room": null})] {
+            assert_eq!(&*read(result_record((0, 1), 1, value)).unwrap().room, "main");
+        }
+    }
+
+    #[test]
+    fn the_window_columns_serve_where_the_headers_are_missing() {
+        let value = json!({"window_start": "1970-01-01T00:00:02", "window_end": "1970-01-01T00:00:04Z"});
+        let mut record = result_record((0, 1), 1, value);
+        record
+            .headers
+            .retain(|(name, _)| !name.starts_with("window-start") && !name.starts_with("window-end"));
+        assert_eq!(read(record).unwrap().window, Window { start: 2_000_000_000, end: 4_000_000_000 });
+    }
+
+    #[test]
+    fn a_record_that_belongs_to_no_window_says_why() {
+        let mut without_rows = result_record((0, 1), 1, json!({}));
+        without_rows.headers.retain(|(name, _)| name != HEADER_WINDOW_ROWS);
+        assert!(read(without_rows).unwrap_err().contains("window-rows"));
+        assert!(read(result_record((5, 5), 1, json!({}))).is_err());
+        assert!(read(result_record((0, 5), 1, json!([1]))).unwrap_err().contains("object"));
+    }
+}

@@ -1,0 +1,94 @@
+//! The whole tier in one process, as `up` runs it: a publisher, clusters, and their subscribers.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::members::MemberState;
+use super::{Cluster, Heart, Publisher, Settings, Subscriber};
+use crate::log::program::ProgramView;
+use crate::log::{Log, LogError};
+use crate::shutdown::Tasks;
+
+/// One publisher, `clusters` clusters (`cluster-1` …) and as many subscribers each (`subscriber-1` …).
+pub struct Tier {
+    publisher: Arc<Publisher>,
+    clusters: Vec<Arc<Cluster>>,
+    subscribers: Vec<Arc<Subscriber>>,
+    heart: Arc<Heart>,
+    failure: watch::Receiver<Option<LogError>>,
+}
+
+impl Tier {
+    /// Starts everything; clients reach all subscribers at `url`.
+    pub fn start(
+        log: &Arc<dyn Log>,
+        program: watch::Receiver<Arc<ProgramView>>,
+        url: &str,
+        settings: &Settings,
+        tasks: &Tasks,
+    ) -> Self {
+        let publisher = Publisher::new(Arc::clone(log), program);
+        let failure = run_publisher(Arc::clone(&publisher), tasks);
+        let heart = Heart::start(Arc::clone(log), tasks);
+        let clusters: Vec<_> = (1..=settings.clusters)
+            .map(|n| run_cluster(Cluster::new(Arc::clone(log), &format!("cluster-{n}")), &heart, tasks))
+            .collect();
+        let subscriber = |cluster: &Arc<Cluster>, n: usize| {
+            let name = format!("subscriber-{n}");
+            Subscriber::start(Arc::clone(log), cluster.name(), &name, url, settings, &heart, tasks)
+        };
+        // By number first, so that clients spread over the clusters before they double up in one.
+        let subscribers = (1..=settings.subscribers_per_cluster)
+            .flat_map(|n| clusters.iter().map(move |cluster| (cluster, n)))
+            .map(|(cluster, n)| subscriber(cluster, n))
+            .collect();
+        Self { publisher, clusters, subscribers, heart, failure }
+    }
+
+    /// The subscribers, for [`super::live_router`].
+    pub fn subscribers(&self) -> Vec<Arc<Subscriber>> {
+        self.subscribers.clone()
+    }
+
+    /// Whether the publisher has recovered and all clusters and subscribers are live members.
+    ///
+    /// # Errors
+    /// Says what is missing first.
+    pub fn ready(&self) -> Result<(), String> {
+        if let Some(error) = &*self.failure.borrow() {
+            return Err(format!("the publisher stopped: {error}"));
+        }
+        self.publisher.ready()?;
+        self.clusters.iter().try_for_each(|cluster| cluster.ready())?;
+        self.subscribers.iter().try_for_each(|subscriber| subscriber.ready())?;
+        self.heart.ready()
+    }
+
+    /// Why the publisher stopped, once it did: another one took over, and this process should end.
+    pub fn failure(&self) -> watch::Receiver<Option<LogError>> {
+        self.failure.clone()
+    }
+}
+
+/// Runs a publisher as one of the process's tasks; what it returns says why it stopped, once it did.
+pub fn run_publisher(publisher: Arc<Publisher>, tasks: &Tasks) -> watch::Receiver<Option<LogError>> {
+    let (failed, failure) = watch::channel(None);
+    let stop = tasks.clone();
+    tasks.spawn(async move {
+        if let Err(error) = publisher.run(&stop).await {
+            tracing::error!(%error, "the publisher stopped");
+            failed.send_replace(Some(error));
+        }
+    });
+    failure
+}
+
+/// Runs a cluster as one of the process's tasks, and makes it a member.
+pub fn run_cluster(cluster: Arc<Cluster>, heart: &Heart, tasks: &Tasks) -> Arc<Cluster> {
+    let (running, stop) = (Arc::clone(&cluster), tasks.clone());
+    tasks.spawn(async move { running.run(&stop).await });
+    let pulse = Arc::clone(&cluster);
+    heart.add(move || MemberState::of_cluster(pulse.name(), pulse.ready().is_ok()));
+    cluster
+}
