@@ -1,9 +1,18 @@
 //! What every HTTP role shares: problem details (RFC 9457), health, metrics, serving until shutdown.
 
-use axum::Json;
-use axum::http::{HeaderValue, StatusCode, header};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::serve::ListenerExt;
+use axum::{Json, Router};
 use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+use crate::shutdown::Tasks;
+use crate::telemetry;
 
 /// An error as `application/problem+json`. The `detail` is for the client: it says what to do instead.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -71,4 +80,90 @@ impl IntoResponse for Problem {
         }
         response
     }
+}
+
+/// One reason why a role is able to serve, or not yet: a name, and a closure that says what is missing.
+type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// What `/readyz` answers: ready when every check says so. Clones share one list.
+#[derive(Clone, Default)]
+pub struct Readiness {
+    checks: Arc<Mutex<Vec<(&'static str, Check)>>>,
+}
+
+impl Readiness {
+    /// A list without checks: ready.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a check; `check` says what is missing, and must not block.
+    pub fn add(&self, name: &'static str, check: impl Fn() -> Result<(), String> + Send + Sync + 'static) {
+        self.lock().push((name, Arc::new(check)));
+    }
+
+    /// What is missing, as `name: reason`; empty when ready.
+    pub fn missing(&self) -> Vec<String> {
+        let checks = self.lock().clone();
+        let missing =
+            checks.into_iter().filter_map(|(name, check)| Some(format!("{name}: {}", check().err()?)));
+        missing.collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<(&'static str, Check)>> {
+        self.checks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What every role answers besides its own calls: `/metrics`, `/healthz`, `/readyz`; 404 for the rest.
+pub fn shared(readiness: Readiness) -> Router {
+    let ready = move || async move {
+        let missing = readiness.missing();
+        let status = if missing.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        (status, Json(serde_json::json!({"ready": missing.is_empty(), "missing": missing})))
+    };
+    let metrics =
+        || async { ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], telemetry::metrics_text()) };
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(|| async { Json(serde_json::json!({"alive": true})) }))
+        .route("/readyz", get(ready))
+        .fallback(|method: Method, uri: Uri| async move {
+            let detail = format!("there is no {method} {}; README.md lists the calls", uri.path());
+            Problem::new(StatusCode::NOT_FOUND, "unknown-path", detail)
+        })
+        .method_not_allowed_fallback(|method: Method, uri: Uri| async move {
+            let detail = format!("{} does not take {method}", uri.path());
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", detail)
+        })
+}
+
+/// Binds `address` (host:port).
+///
+/// # Errors
+/// Says what to do when the port is taken or the address is not this machine's.
+pub async fn bind(address: &str) -> Result<TcpListener, String> {
+    TcpListener::bind(address).await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            format!("{address} is in use by another process; stop it or choose another --listen")
+        }
+        _ => format!("cannot listen on {address}: {error}"),
+    })
+}
+
+/// Serves until `tasks` are cancelled; then takes no new connection, lets running requests end, and closes. Long
+/// answers (live streams) end by watching the same tasks.
+pub fn serve(listener: TcpListener, router: Router, tasks: &Tasks) -> JoinHandle<()> {
+    let listener = listener.tap_io(|connection| {
+        if let Err(error) = connection.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY could not be set");
+        }
+    });
+    let stop = tasks.token();
+    tasks.spawn(async move {
+        let serving = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
+        if let Err(error) = serving.await {
+            tracing::error!(%error, "the HTTP server ended");
+        }
+    })
 }

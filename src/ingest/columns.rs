@@ -1,0 +1,292 @@
+//! Rows as columns of plain vectors: cheap to fill value by value, to join, and to turn into one Arrow batch.
+//!
+//! Arrow's own builders would do for filling; joining the rows of many small requests into one batch would then
+//! need the concatenation kernel and an allocation per request and column.
+
+use std::sync::Arc;
+
+use arrow::array::{
+    ArrayRef, BooleanArray, Float32Array, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray,
+    TimestampNanosecondArray, UInt32Array, UInt64Array,
+};
+use arrow::buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
+use arrow::datatypes::SchemaRef;
+use arrow::error::ArrowError;
+
+use super::decode_time::parse_time;
+use crate::reaction::table::ColumnType;
+
+/// What a value has that its column does not take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Mismatch {
+    /// Null in a `NOT NULL` column.
+    Null,
+    /// A value of another type; as a person would call it: `the number 5`.
+    Type(String),
+    /// The right type and too large or too small.
+    Range(String),
+    /// Text that is no time; a whole sentence.
+    Time(String),
+}
+
+/// One column that grows.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Column {
+    values: Values,
+    /// For a nullable column: which rows have a value.
+    valid: Option<Vec<bool>>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Values {
+    /// Row `i` is `bytes[offsets[i]..offsets[i + 1]]`.
+    Text {
+        offsets: Vec<i32>,
+        bytes: Vec<u8>,
+    },
+    Timestamp(Vec<i64>),
+    Int(Vec<i32>),
+    Bigint(Vec<i64>),
+    IntUnsigned(Vec<u32>),
+    BigintUnsigned(Vec<u64>),
+    Float(Vec<f32>),
+    Double(Vec<f64>),
+    Boolean(Vec<bool>),
+}
+
+impl Column {
+    /// An empty column with room for `rows` rows.
+    pub(super) fn new(data_type: ColumnType, nullable: bool, rows: usize) -> Self {
+        let values = match data_type {
+            ColumnType::Text => {
+                let mut offsets = Vec::with_capacity(rows + 1);
+                offsets.push(0);
+                Values::Text { offsets, bytes: Vec::with_capacity(rows * 16) }
+            }
+            ColumnType::Timestamp => Values::Timestamp(Vec::with_capacity(rows)),
+            ColumnType::Int => Values::Int(Vec::with_capacity(rows)),
+            ColumnType::Bigint => Values::Bigint(Vec::with_capacity(rows)),
+            ColumnType::IntUnsigned => Values::IntUnsigned(Vec::with_capacity(rows)),
+            ColumnType::BigintUnsigned => Values::BigintUnsigned(Vec::with_capacity(rows)),
+            ColumnType::Float => Values::Float(Vec::with_capacity(rows)),
+            ColumnType::Double => Values::Double(Vec::with_capacity(rows)),
+            ColumnType::Boolean => Values::Boolean(Vec::with_capacity(rows)),
+        };
+        Self { values, valid: nullable.then(|| Vec::with_capacity(rows)) }
+    }
+
+    pub(super) fn push_text(&mut self, text: &str) -> Result<(), Mismatch> {
+        match &mut self.values {
+            Values::Text { offsets, bytes } => {
+                bytes.extend_from_slice(text.as_bytes());
+                offsets.push(offset(bytes.len()));
+            }
+            Values::Timestamp(values) => values.push(parse_time(text).map_err(Mismatch::Time)?),
+            _ => return Err(Mismatch::Type(format!("the text '{}'", shortened(text)))),
+        }
+        self.mark_valid();
+        Ok(())
+    }
+
+    pub(super) fn push_i64(&mut self, value: i64) -> Result<(), Mismatch> {
+        let range = |_| Mismatch::Range(value.to_string());
+        match &mut self.values {
+            Values::Timestamp(values) | Values::Bigint(values) => values.push(value),
+            Values::Int(values) => values.push(i32::try_from(value).map_err(range)?),
+            Values::IntUnsigned(values) => values.push(u32::try_from(value).map_err(range)?),
+            Values::BigintUnsigned(values) => values.push(u64::try_from(value).map_err(range)?),
+            Values::Float(values) => values.push(value as f32),
+            Values::Double(values) => values.push(value as f64),
+            Values::Text { .. } | Values::Boolean(_) => {
+                return Err(Mismatch::Type(format!("the number {value}")));
+            }
+        }
+        self.mark_valid();
+        Ok(())
+    }
+
+    pub(super) fn push_u64(&mut self, value: u64) -> Result<(), Mismatch> {
+        if let Ok(value) = i64::try_from(value) {
+            return self.push_i64(value);
+        }
+        match &mut self.values {
+            Values::BigintUnsigned(values) => values.push(value),
+            Values::Float(values) => values.push(value as f32),
+            Values::Double(values) => values.push(value as f64),
+            Values::Text { .. } | Values::Boolean(_) => {
+                return Err(Mismatch::Type(format!("the number {value}")));
+            }
+            _ => return Err(Mismatch::Range(value.to_string())),
+        }
+        self.mark_valid();
+        Ok(())
+    }
+
+    pub(super) fn push_f64(&mut self, value: f64) -> Result<(), Mismatch> {
+        match &mut self.values {
+            Values::Double(values) => values.push(value),
+            Values::Float(values) => {
+                let narrow = value as f32;
+                if narrow.is_infinite() && value.is_finite() {
+                    return Err(Mismatch::Range(value.to_string()));
+                }
+                values.push(narrow);
+            }
+            _ => return Err(Mismatch::Type(format!("the number {value}"))),
+        }
+        self.mark_valid();
+        Ok(())
+    }
+
+    pub(super) fn push_bool(&mut self, value: bool) -> Result<(), Mismatch> {
+        let Values::Boolean(values) = &mut self.values else {
+            return Err(Mismatch::Type(value.to_string()));
+        };
+        values.push(value);
+        self.mark_valid();
+        Ok(())
+    }
+
+    pub(super) fn push_null(&mut self) -> Result<(), Mismatch> {
+        self.valid.as_mut().ok_or(Mismatch::Null)?.push(false);
+        match &mut self.values {
+            Values::Text { offsets, bytes } => offsets.push(offset(bytes.len())),
+            Values::Timestamp(values) | Values::Bigint(values) => values.push(0),
+            Values::Int(values) => values.push(0),
+            Values::IntUnsigned(values) => values.push(0),
+            Values::BigintUnsigned(values) => values.push(0),
+            Values::Float(values) => values.push(0.0),
+            Values::Double(values) => values.push(0.0),
+            Values::Boolean(values) => values.push(false),
+        }
+        Ok(())
+    }
+
+    /// The instants of a TIMESTAMP column, in nanoseconds; none for other columns.
+    pub(super) fn timestamps(&mut self) -> &mut [i64] {
+        match &mut self.values {
+            Values::Timestamp(values) => values,
+            _ => &mut [],
+        }
+    }
+
+    /// The bytes of text, which may be far more than the request's body when defaults or dictionaries repeat.
+    pub(super) fn text_bytes(&self) -> usize {
+        match &self.values {
+            Values::Text { bytes, .. } => bytes.len(),
+            _ => 0,
+        }
+    }
+
+    fn mark_valid(&mut self) {
+        if let Some(valid) = &mut self.valid {
+            valid.push(true);
+        }
+    }
+
+    /// At most what the values take in a record, paddings and descriptions apart.
+    fn data_bytes(&self, rows: usize) -> usize {
+        let values = match &self.values {
+            // An offset or a dictionary key per row, and a dictionary has at most one value for every four rows.
+            Values::Text { bytes, .. } => bytes.len() + rows * 5,
+            Values::Timestamp(_) | Values::Bigint(_) | Values::BigintUnsigned(_) | Values::Double(_) => {
+                rows * 8
+            }
+            Values::Int(_) | Values::IntUnsigned(_) | Values::Float(_) => rows * 4,
+            Values::Boolean(_) => rows.div_ceil(8),
+        };
+        values + self.valid.as_ref().map_or(0, |_| rows.div_ceil(8))
+    }
+
+    fn append(&mut self, other: &Self) {
+        match (&mut self.values, &other.values) {
+            (Values::Text { offsets, bytes }, Values::Text { offsets: more, bytes: tail }) => {
+                let base = offset(bytes.len());
+                offsets.extend(more.iter().skip(1).map(|end| base + end));
+                bytes.extend_from_slice(tail);
+            }
+            (Values::Timestamp(all), Values::Timestamp(more)) => all.extend_from_slice(more),
+            (Values::Int(all), Values::Int(more)) => all.extend_from_slice(more),
+            (Values::Bigint(all), Values::Bigint(more)) => all.extend_from_slice(more),
+            (Values::IntUnsigned(all), Values::IntUnsigned(more)) => all.extend_from_slice(more),
+            (Values::BigintUnsigned(all), Values::BigintUnsigned(more)) => all.extend_from_slice(more),
+            (Values::Float(all), Values::Float(more)) => all.extend_from_slice(more),
+            (Values::Double(all), Values::Double(more)) => all.extend_from_slice(more),
+            (Values::Boolean(all), Values::Boolean(more)) => all.extend_from_slice(more),
+            // One table's rows have one layout; a batch of unequal columns is refused when it is made.
+            _ => debug_assert!(false, "columns of different types are joined"),
+        }
+        if let (Some(all), Some(more)) = (&mut self.valid, &other.valid) {
+            all.extend_from_slice(more);
+        }
+    }
+
+    fn into_array(self) -> Result<ArrayRef, ArrowError> {
+        let nulls = self.valid.map(NullBuffer::from).filter(|nulls| nulls.null_count() > 0);
+        Ok(match self.values {
+            Values::Text { offsets, bytes } => {
+                let offsets = OffsetBuffer::new(ScalarBuffer::from(offsets));
+                Arc::new(StringArray::try_new(offsets, Buffer::from_vec(bytes), nulls)?)
+            }
+            Values::Timestamp(values) => Arc::new(TimestampNanosecondArray::try_new(values.into(), nulls)?),
+            Values::Int(values) => Arc::new(Int32Array::try_new(values.into(), nulls)?),
+            Values::Bigint(values) => Arc::new(Int64Array::try_new(values.into(), nulls)?),
+            Values::IntUnsigned(values) => Arc::new(UInt32Array::try_new(values.into(), nulls)?),
+            Values::BigintUnsigned(values) => Arc::new(UInt64Array::try_new(values.into(), nulls)?),
+            Values::Float(values) => Arc::new(Float32Array::try_new(values.into(), nulls)?),
+            Values::Double(values) => Arc::new(Float64Array::try_new(values.into(), nulls)?),
+            Values::Boolean(values) => Arc::new(BooleanArray::new(values.into(), nulls)),
+        })
+    }
+}
+
+/// The rows of one request, or of several joined: columns of equal length in the table's order.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Rows {
+    /// How many.
+    pub(super) count: usize,
+    /// In the table's order.
+    pub(super) columns: Vec<Column>,
+}
+
+impl Rows {
+    /// At most what the values take in a record: for a whole record add [`record_overhead`].
+    pub(super) fn data_bytes(&self) -> usize {
+        self.columns.iter().map(|column| column.data_bytes(self.count)).sum()
+    }
+
+    /// Adds the rows of another request to the same table.
+    pub(super) fn append(&mut self, other: &Self) {
+        for (column, more) in self.columns.iter_mut().zip(&other.columns) {
+            column.append(more);
+        }
+        self.count += other.count;
+    }
+
+    /// The Arrow batch.
+    ///
+    /// # Errors
+    /// When the columns are not those of `schema`.
+    pub(super) fn into_batch(self, schema: SchemaRef) -> Result<RecordBatch, ArrowError> {
+        let arrays = self.columns.into_iter().map(Column::into_array).collect::<Result<Vec<_>, _>>()?;
+        RecordBatch::try_new(schema, arrays)
+    }
+}
+
+/// At most what a record of this schema takes besides its values: descriptions, paddings, dictionaries' own messages.
+pub(super) fn record_overhead(schema: &SchemaRef) -> usize {
+    schema.fields().iter().fold(2048, |sum, field| sum + 1024 + 4 * field.name().len())
+}
+
+/// Arrow's offsets are 32 bits; requests and batches are bounded far below that.
+fn offset(bytes: usize) -> i32 {
+    i32::try_from(bytes).unwrap_or(i32::MAX)
+}
+
+/// Enough of a client's text to recognise it in a message.
+pub(super) fn shortened(text: &str) -> String {
+    match text.char_indices().nth(40) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}

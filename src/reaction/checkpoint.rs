@@ -1,0 +1,72 @@
+//! A checkpoint: from where a query goes on after a restart, stored in the transaction of the results it covers.
+
+use serde::{Deserialize, Serialize};
+
+use super::figures::Figures;
+use super::time::rfc3339;
+
+/// One query's checkpoint: the value of its record in the checkpoints topic, as JSON; the key is the query's name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// The query.
+    pub query: String,
+    /// The version of the program that wrote it.
+    pub version: u64,
+    /// Identity of the plan at and below the cut; another one means other windows or groups.
+    pub fingerprint: String,
+    /// The source topic.
+    pub topic: String,
+    /// Every window that ends at or before this has been emitted. `None` before the first.
+    #[serde(with = "optional_rfc3339")]
+    pub emitted: Option<i64>,
+    /// One entry per partition of the source topic, in order.
+    pub partitions: Vec<Position>,
+    /// The account at `seen`; rows of open windows are in `open`.
+    pub figures: Figures,
+    /// The span that a change of the query could not rebuild, if there was one.
+    pub gap: Option<Gap>,
+}
+
+/// Where one partition stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// The first record with a row of a window still open: reading goes on here.
+    pub resume: i64,
+    /// The first record not yet accounted in the figures.
+    pub seen: i64,
+    /// The partition's watermark, nanoseconds since the Unix epoch. `None` before the first row.
+    #[serde(with = "optional_rfc3339")]
+    pub watermark: Option<i64>,
+}
+
+/// Event time for which a new version of a query emitted nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gap {
+    /// Where the old version's last window ended.
+    #[serde(with = "rfc3339")]
+    pub from: i64,
+    /// Where the new version's first window starts.
+    #[serde(with = "rfc3339")]
+    pub to: i64,
+}
+
+/// For `#[serde(with = "…")]`: like [`rfc3339`], `None` as null.
+pub mod optional_rfc3339 {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use crate::reaction::time::{format_rfc3339, parse_rfc3339};
+
+    #[allow(missing_docs, clippy::missing_errors_doc)]
+    pub fn serialize<S: Serializer>(ns: &Option<i64>, to: S) -> Result<S::Ok, S::Error> {
+        match ns {
+            Some(ns) => to.serialize_str(&format_rfc3339(*ns)),
+            None => to.serialize_none(),
+        }
+    }
+
+    #[allow(missing_docs, clippy::missing_errors_doc)]
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<i64>, D::Error> {
+        let text = Option::<String>::deserialize(from)?;
+        text.map(|text| parse_rfc3339(&text).map_err(serde::de::Error::custom)).transpose()
+    }
+}
