@@ -1,0 +1,271 @@
+//! What a simulation found, for people and as JSON.
+
+use std::fmt;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::Plan;
+use super::account::{QueryAccount, Verdict};
+use super::crowd::Crowd;
+use super::tally::{Percentiles, Tally};
+
+/// The outcome of one simulation.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Whether nothing that was answered 202 is missing, and nothing reached a viewer twice or out of order.
+    pub verified: bool,
+    /// What keeps it from being so.
+    pub problems: Vec<String>,
+    /// The seed that repeats it.
+    pub seed: u64,
+    /// How long reactions were sent, in seconds.
+    pub duration_s: f64,
+    /// The senders' side.
+    pub sent: Sent,
+    /// The viewers' side.
+    pub watched: Watched,
+    /// Each query over the table.
+    pub queries: Vec<QueryAccount>,
+    /// What went wrong on the way, in the words of whoever said it, and how often.
+    pub troubles: Vec<Trouble>,
+}
+
+/// The senders' side, in reactions unless the name says otherwise.
+#[derive(Clone, Debug, Serialize)]
+pub struct Sent {
+    /// What should have been sent.
+    pub target: u64,
+    /// Answered 202.
+    pub accepted: u64,
+    /// In requests whose outcome is not known.
+    pub unknown: u64,
+    /// Refused for good.
+    pub refused: u64,
+    /// Not sent in time.
+    pub unsent: u64,
+    /// Accepted a second.
+    pub rate: f64,
+    /// Accepted, of what should have been.
+    pub achieved_percent: f64,
+    /// Requests that got an answer.
+    pub requests: u64,
+    /// Answers 429 or 503 that asked to come back later.
+    pub busy: u64,
+    /// Connections that could not be made.
+    pub unreachable: u64,
+    /// From when a request should have left to its answer.
+    pub latency_ms: Percentiles,
+    /// Accepted by each sender.
+    pub per_sender: PerSender,
+}
+
+/// Reactions accepted by each sender.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct PerSender {
+    /// The fewest.
+    pub min: u64,
+    /// The median.
+    pub p50: u64,
+    /// The most.
+    pub max: u64,
+}
+
+/// The viewers' side.
+#[derive(Clone, Debug, Serialize)]
+pub struct Watched {
+    /// Viewers asked for.
+    pub viewers: u64,
+    /// Viewers that were connected at least once.
+    pub joined: u64,
+    /// Joins that failed.
+    pub failed_joins: u64,
+    /// Connections that ended and were made again.
+    pub reconnects: u64,
+    /// Windows received, over all viewers.
+    pub deliveries: u64,
+    /// Windows left out for viewers that fell behind.
+    pub skipped: u64,
+    /// Windows received twice.
+    pub duplicates: u64,
+    /// Windows received below an id received before.
+    pub out_of_order: u64,
+    /// Times a viewer was told that it missed something for good.
+    pub gaps: u64,
+    /// From a window's end to its receipt.
+    pub latency_ms: Percentiles,
+}
+
+/// Something that went wrong.
+#[derive(Clone, Debug, Serialize)]
+pub struct Trouble {
+    /// What was said.
+    pub text: String,
+    /// How often.
+    pub times: u64,
+}
+
+impl Report {
+    pub(super) fn new(plan: &Plan, crowd: &Crowd, tally: &Tally, verdict: Verdict) -> Self {
+        let duration_s = tally.elapsed().unwrap_or_default().as_secs_f64();
+        let sent = Sent::new(crowd, tally);
+        let watched = Watched::new(plan, tally);
+        let mut problems = verdict.problems;
+        let mut must_be_zero = |count: u64, what: &str| {
+            if count > 0 {
+                problems.push(format!("{count} {what}"));
+            }
+        };
+        must_be_zero(watched.duplicates, "windows reached a viewer twice");
+        must_be_zero(watched.out_of_order, "windows reached a viewer out of order");
+        must_be_zero(sent.refused, "reactions were refused");
+        if sent.accepted == 0 {
+            problems.push("no reaction was accepted".to_owned());
+        }
+        if plan.viewers > 0 && watched.joined == 0 {
+            problems.push("no viewer could join".to_owned());
+        }
+        let troubles = tally.troubles().into_iter().map(|(text, times)| Trouble { text, times }).collect();
+        let verified = problems.is_empty();
+        let queries = verdict.queries;
+        Self { verified, problems, seed: plan.seed, duration_s, sent, watched, queries, troubles }
+    }
+}
+
+impl Sent {
+    fn new(crowd: &Crowd, tally: &Tally) -> Self {
+        let (target, accepted, unknown) = (crowd.total(), tally.accepted(), tally.unknown());
+        let refused = tally.refused.load(Relaxed);
+        let [min, p50, max] = tally.per_sender();
+        let seconds = tally.elapsed().unwrap_or_default().as_secs_f64();
+        Self {
+            target,
+            accepted,
+            unknown,
+            refused,
+            unsent: target.saturating_sub(accepted + unknown + refused),
+            rate: if seconds > 0.0 { accepted as f64 / seconds } else { 0.0 },
+            achieved_percent: percent(accepted, target as f64),
+            requests: tally.requests.load(Relaxed),
+            busy: tally.busy.load(Relaxed),
+            unreachable: tally.unreachable.load(Relaxed),
+            latency_ms: tally.send_latency(),
+            per_sender: PerSender { min, p50, max },
+        }
+    }
+}
+
+impl Watched {
+    fn new(plan: &Plan, tally: &Tally) -> Self {
+        Self {
+            viewers: plan.viewers,
+            joined: tally.joined.load(Relaxed),
+            failed_joins: tally.failed_joins.load(Relaxed),
+            reconnects: tally.reconnects.load(Relaxed),
+            deliveries: tally.deliveries(),
+            skipped: tally.skipped.load(Relaxed),
+            duplicates: tally.duplicates.load(Relaxed),
+            out_of_order: tally.disordered.load(Relaxed),
+            gaps: tally.gaps.load(Relaxed),
+            latency_ms: tally.delivery_latency(),
+        }
+    }
+}
+
+/// `part` of `whole` in percent, 100 of nothing.
+fn percent(part: u64, whole: f64) -> f64 {
+    if whole > 0.0 { 100.0 * part as f64 / whole } else { 100.0 }
+}
+
+/// The state of a running simulation, in a few lines.
+pub fn progress(crowd: &Crowd, tally: &Tally, since_last: Duration, last: (u64, u64)) -> String {
+    let elapsed = tally.elapsed().unwrap_or_default();
+    let (accepted, deliveries) = (tally.accepted(), tally.deliveries());
+    let per_s =
+        |now: u64, before: u64| now.saturating_sub(before) as f64 / since_last.as_secs_f64().max(0.001);
+    let [fewest, median, most] = tally.per_sender();
+    let (send, delivery) = (tally.send_latency(), tally.delivery_latency());
+    format!(
+        "{:>5.1} s  {:.0} reactions/s, {:.1}% of the rate, {accepted} accepted (per sender {fewest} / {median} / {most}), \
+         {} busy, {} unknown; answers {send}\n         {} watching, {:.0} deliveries/s, {deliveries} delivered; {delivery}",
+        elapsed.as_secs_f64(),
+        per_s(accepted, last.0),
+        percent(accepted, crowd.due_by(elapsed)),
+        tally.busy(),
+        tally.unknown(),
+        tally.watching(),
+        per_s(deliveries, last.1),
+    )
+}
+
+impl fmt::Display for Percentiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { p50, p90, p99, max } = self;
+        write!(f, "p50 {p50:.1} ms, p90 {p90:.1} ms, p99 {p99:.1} ms, max {max:.1} ms")
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { sent, watched, .. } = self;
+        writeln!(
+            f,
+            "sent      {} of {} reactions in {:.1} s: {:.0}/s, {:.1}% of the rate, in {} requests (seed {})",
+            sent.accepted,
+            sent.target,
+            self.duration_s,
+            sent.rate,
+            sent.achieved_percent,
+            sent.requests,
+            self.seed
+        )?;
+        writeln!(
+            f,
+            "          unknown {}, refused {}, not sent {}; asked to wait {} times, not reached {} times",
+            sent.unknown, sent.refused, sent.unsent, sent.busy, sent.unreachable
+        )?;
+        let PerSender { min, p50, max } = sent.per_sender;
+        writeln!(f, "          per sender: fewest {min}, median {p50}, most {max}")?;
+        writeln!(f, "          answered after: {} (from when each was due)", sent.latency_ms)?;
+        writeln!(
+            f,
+            "watched   {} of {} viewers, {} windows delivered, {} skipped, {} gaps, {} reconnects, {} failed joins",
+            watched.joined,
+            watched.viewers,
+            watched.deliveries,
+            watched.skipped,
+            watched.gaps,
+            watched.reconnects,
+            watched.failed_joins
+        )?;
+        writeln!(f, "          received after the window's end: {}", watched.latency_ms)?;
+        for query in &self.queries {
+            let QueryAccount { name, figures, grown, by_others, .. } = query;
+            writeln!(
+                f,
+                "query     {name}: grew by {grown}{}; in all {} accepted = {} counted + {} filtered + {} late + {} future + {} bad + {} open",
+                if *by_others > 0 { format!(" ({by_others} of them by others)") } else { String::new() },
+                figures.accepted,
+                figures.counted,
+                figures.filtered,
+                figures.late,
+                figures.future,
+                figures.bad,
+                figures.open
+            )?;
+        }
+        for Trouble { text, times } in &self.troubles {
+            writeln!(f, "trouble   {text} ({times}×)")?;
+        }
+        for problem in &self.problems {
+            writeln!(f, "PROBLEM   {problem}")?;
+        }
+        let verdict = if self.verified {
+            "verified: every accepted reaction is accounted for"
+        } else {
+            "NOT verified: see the problems above"
+        };
+        writeln!(f, "{verdict}")
+    }
+}
