@@ -11,6 +11,7 @@ use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 use serde::{Deserialize, Serialize};
 
+use crate::log::kafka::KafkaSettings;
 use crate::{query, telemetry};
 
 /// What every environment variable of a setting starts with: `EMOSTREAM__LOG__KIND` is `log.kind`.
@@ -56,26 +57,6 @@ impl Default for LogSettings {
             partitions: 3,
             retention: Duration::from_secs(24 * 3600),
             kafka: KafkaSettings::default(),
-        }
-    }
-}
-
-/// `[log.kafka]`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct KafkaSettings {
-    /// `HOST:PORT`, or several separated by commas.
-    pub bootstrap_servers: String,
-    /// librdkafka properties by name.
-    pub properties: BTreeMap<String, String>,
-}
-
-impl KafkaSettings {
-    fn check(&self) -> Result<(), String> {
-        if self.bootstrap_servers.is_empty() {
-            Err("log.kafka.bootstrap_servers is empty".to_owned())
-        } else {
-            Ok(())
         }
     }
 }
