@@ -12,7 +12,7 @@ use figment::{Figment, Metadata, Profile, Provider};
 use serde::{Deserialize, Serialize};
 
 use crate::log::kafka::KafkaSettings;
-use crate::{query, telemetry};
+use crate::{ingest, publish, query, telemetry};
 
 /// What every environment variable of a setting starts with: `EMOSTREAM__LOG__KIND` is `log.kind`.
 pub const ENV_PREFIX: &str = "EMOSTREAM__";
@@ -27,6 +27,10 @@ const SECRET_WORDS: [&str; 4] = ["password", "secret", "token", "key.pem"];
 pub struct Settings {
     /// The log between the stages.
     pub log: LogSettings,
+    /// Stage 1.
+    pub ingest: ingest::Settings,
+    /// Stage 3a.
+    pub publish: publish::Settings,
     /// Stage 3b.
     pub query: query::Settings,
     /// What all HTTP servers share.
@@ -188,6 +192,9 @@ fn check(settings: &Settings) -> Result<(), ConfigError> {
         && let Err(error) = log.kafka.check()
     {
         wrong.push(error.to_string());
+    }
+    if let Err(error) = settings.ingest.validate() {
+        wrong.push(error);
     }
     if wrong.is_empty() { Ok(()) } else { Err(ConfigError(wrong)) }
 }

@@ -2,11 +2,13 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use axum::Json;
+pub use axum::Router;
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+pub use axum::routing::MethodFilter;
+use axum::routing::{get, on};
 use axum::serve::ListenerExt;
-use axum::{Json, Router};
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -115,8 +117,9 @@ impl Readiness {
     }
 }
 
-/// What every role answers besides its own calls: `/metrics`, `/healthz`, `/readyz`; 404 for the rest.
-pub fn shared(readiness: Readiness) -> Router {
+/// What a role serves: its own calls, and what every role answers: `/metrics`, `/healthz`, `/readyz`, and problems for
+/// paths and methods that nobody takes.
+pub fn role_router(calls: Router, readiness: Readiness) -> Router {
     let ready = move || async move {
         let missing = readiness.missing();
         let status = if missing.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
@@ -124,18 +127,25 @@ pub fn shared(readiness: Readiness) -> Router {
     };
     let metrics =
         || async { ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], telemetry::metrics_text()) };
-    Router::new()
+    let router = calls
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { Json(serde_json::json!({"alive": true})) }))
-        .route("/readyz", get(ready))
+        .route("/readyz", get(ready));
+    router
         .fallback(|method: Method, uri: Uri| async move {
-            let detail = format!("there is no {method} {}; README.md lists the calls", uri.path());
+            let detail = format!("there is no {method} {} here; README.md lists the calls", uri.path());
             Problem::new(StatusCode::NOT_FOUND, "unknown-path", detail)
         })
         .method_not_allowed_fallback(|method: Method, uri: Uri| async move {
             let detail = format!("{} does not take {method}", uri.path());
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", detail)
         })
+}
+
+/// Calls of the interface that are still to come: each answers 501.
+pub fn not_built_router(calls: &[(MethodFilter, &'static str)]) -> Router {
+    let answer = |uri: Uri| async move { Problem::not_built(uri.path()) };
+    calls.iter().fold(Router::new(), |router, (method, path)| router.route(path, on(*method, answer)))
 }
 
 /// Binds `address` (host:port).

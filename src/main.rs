@@ -1,2 +1,5 @@
-//! main
-fn main() {}
+//! Command line → exit code.
+
+fn main() -> std::process::ExitCode {
+    emostream::cli::run()
+}

@@ -1,3 +1,75 @@
-//! cli
+//! The commands: one file each. `up` and `role` are the only places where the stages are put together.
+//!
+//! Exit codes: 0 done; 1 the input or the check says no; 2 usage; 3 something outside failed (broker, disk, port).
+//! Data goes to standard output, all else to standard error.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // what commands are for
 
+pub mod config;
+mod logs;
+mod process;
 pub mod simulate;
+pub mod tail;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Counts a live audience's emoji reactions by SQL and shows the result to everyone, at once, exactly.
+#[derive(Debug, Parser)]
+#[command(name = "emostream", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Config(config::Args),
+    Simulate(simulate::SimulateArgs),
+    Tail(tail::Args),
+}
+
+/// Why a command did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// The exit code.
+    pub code: u8,
+    /// What failed and what to do. May be empty when everything has been said already.
+    pub message: String,
+}
+
+impl Failure {
+    /// The input or the check says no: exit code 1.
+    pub fn input(message: impl Into<String>) -> Self {
+        Self { code: 1, message: message.into() }
+    }
+
+    /// The command line or the settings are wrong: exit code 2.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self { code: 2, message: message.into() }
+    }
+
+    /// Something outside failed: exit code 3.
+    pub fn outside(message: impl Into<String>) -> Self {
+        Self { code: 3, message: message.into() }
+    }
+}
+
+/// Reads the command line and does what it says. Wrong usage ends the process with exit code 2.
+pub fn run() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Config(args) => config::run(&args),
+        Command::Simulate(args) => process::run_alone(simulate::run(args)),
+        Command::Tail(args) => tail::run(args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure { code, message }) => {
+            if !message.is_empty() {
+                eprintln!("emostream: {message}");
+            }
+            ExitCode::from(code)
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! Opening the log that the settings name.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Failure;
+use crate::config::Settings;
+use crate::log::kafka::KafkaLog;
+use crate::log::{Log, LogError};
+
+/// How long a process waits for a broker, besides the time each attempt takes.
+const PATIENCE: Duration = Duration::from_secs(10);
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Connects to Kafka.
+///
+/// # Errors
+/// Exit code 2 when the settings name no broker, 3 when none answers.
+pub(super) async fn kafka(settings: &Settings) -> Result<Arc<dyn Log>, Failure> {
+    let kafka = &settings.log.kafka;
+    kafka
+        .check()
+        .map_err(|error| Failure::usage(format!("{error}; --kafka HOST:PORT says where Kafka is")))?;
+    let mut waited = Duration::ZERO;
+    loop {
+        match KafkaLog::connect(kafka.clone()).await {
+            Ok(log) => return Ok(log),
+            Err(error @ LogError::Unavailable(_)) if waited < PATIENCE => {
+                tracing::warn!(%error, "waiting for Kafka");
+                tokio::time::sleep(RETRY).await;
+                waited += RETRY;
+            }
+            Err(error) => return Err(Failure::outside(error.to_string())),
+        }
+    }
+}
+
+/// Opens the embedded log in `dir`, which no other process may use meanwhile.
+///
+/// # Errors
+/// Exit code 3 when another process holds it, or the disk fails.
+#[allow(dead_code)] // used by `up`, next
+pub(super) async fn embedded(dir: &Path) -> Result<Arc<dyn Log>, Failure> {
+    let _ = dir;
+    Err(Failure::outside("the embedded log is not built yet"))
+}

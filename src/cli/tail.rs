@@ -1,0 +1,304 @@
+//! `emostream tail TABLE`: a topic's rows as they come, one JSON object a line.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::array::{Array, ArrayRef, RecordBatch};
+use arrow::util::display::{ArrayFormatter, FormatOptions};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use reqwest::Url;
+use serde_json::{Map, Value};
+
+use super::process::SettingsArgs;
+use super::{Failure, logs, process};
+use crate::config::LogKind;
+use crate::log::program;
+use crate::log::{Log, LogError, Reader, Record, codec};
+use crate::reaction::live::LiveMessage;
+use crate::reaction::table::{ColumnType, Format, Table};
+use crate::reaction::time::{format_rfc3339, parse_rfc3339};
+
+/// The most bytes one read brings.
+const READ_BYTES: usize = 1 << 20;
+/// How long one read waits.
+const READ_WAIT: Duration = Duration::from_secs(1);
+/// How long the table may take to appear in the running program.
+const PROGRAM_WAIT: Duration = Duration::from_secs(5);
+/// The longest line a live stream may send.
+const MAX_LINE: usize = 16 << 20;
+
+/// Print a table's rows as they come, one JSON object a line
+///
+/// From Kafka (--kafka, or kind = "kafka" under [log]) it reads the table's topic, source or sink. A running
+/// `emostream up` keeps its log to itself, so without Kafka this follows that process at --url: closed windows of a
+/// sink only.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The table
+    table: String,
+    /// A running `emostream up`, or a subscriber
+    #[arg(long, default_value = "http://127.0.0.1:8080")]
+    url: Url,
+    /// Only this room; without Kafka the default is `main`
+    #[arg(long)]
+    room: Option<String>,
+    /// From the start of the topic instead of from now on (Kafka only)
+    #[arg(long)]
+    from_start: bool,
+    #[command(flatten)]
+    settings: SettingsArgs,
+}
+
+/// Prints until it is stopped.
+///
+/// # Errors
+/// When the table is unknown, or the log or the process does not answer.
+pub fn run(args: Args) -> Result<(), Failure> {
+    let settings = args.settings.load()?.settings;
+    process::run(&settings.clone(), |process| async move {
+        let followed: std::pin::Pin<Box<dyn Future<Output = Failure> + Send>> = match settings.log.kind {
+            LogKind::Kafka => {
+                let log = logs::kafka(&settings).await?;
+                let table = find_table(&log, &args.table, &process.stages).await?;
+                let readers = open(&log, &table, args.from_start).await.map_err(failure)?;
+                Box::pin(follow_topic(table, args.room, readers))
+            }
+            LogKind::Embedded if args.from_start => {
+                return Err(Failure::usage("--from-start reads the log itself, which needs --kafka"));
+            }
+            LogKind::Embedded => Box::pin(follow_live(args.url, args.table, args.room)),
+        };
+        Ok(followed)
+    })
+}
+
+fn failure(error: LogError) -> Failure {
+    Failure::outside(error.to_string())
+}
+
+async fn find_table(
+    log: &Arc<dyn Log>,
+    name: &str,
+    tasks: &crate::shutdown::Tasks,
+) -> Result<Table, Failure> {
+    let mut view = program::follow(Arc::clone(log), tasks).await.map_err(failure)?;
+    let known = {
+        let wanted = view.wait_for(|view| view.tables.contains_key(name));
+        match tokio::time::timeout(PROGRAM_WAIT, wanted).await {
+            Ok(Ok(view)) => view.tables.get(name).cloned(),
+            _ => None,
+        }
+    };
+    if let Some(table) = known {
+        return Ok(table);
+    }
+    let names: Vec<String> = view.borrow().tables.keys().cloned().collect();
+    Err(Failure::input(format!(
+        "there is no table {name} in the running program; there are: {}",
+        names.join(", ")
+    )))
+}
+
+type Partition = (u32, Box<dyn Reader>);
+
+async fn open(log: &Arc<dyn Log>, table: &Table, from_start: bool) -> Result<Vec<Partition>, LogError> {
+    let ranges =
+        log.describe(&table.topic).await?.ok_or_else(|| LogError::UnknownTopic(table.topic.clone()))?;
+    let mut partitions = Vec::with_capacity(ranges.len());
+    for (number, range) in (0..).zip(ranges) {
+        let offset = if from_start { range.start } else { range.end };
+        partitions.push((number, log.reader(&table.topic, number, offset).await?));
+    }
+    Ok(partitions)
+}
+
+/// Every record of all partitions; ends with what went wrong.
+async fn follow_topic(table: Table, room: Option<String>, partitions: Vec<Partition>) -> Failure {
+    let read = |(number, mut reader): Partition| async move {
+        let batch = reader.read(READ_BYTES, READ_WAIT).await;
+        (number, reader, batch)
+    };
+    let mut reads: FuturesUnordered<_> = partitions.into_iter().map(read).collect();
+    while let Some((number, reader, batch)) = reads.next().await {
+        let records = match batch {
+            Ok(batch) => batch.records,
+            Err(error) => return failure(error),
+        };
+        for record in &records {
+            let rows = match rows_of(&table, record) {
+                Ok(rows) => rows,
+                Err(error) => {
+                    tracing::warn!(partition = number, offset = record.offset, error, "a record is left out");
+                    continue;
+                }
+            };
+            let wanted = |row: &Map<String, Value>| match &room {
+                Some(room) => row.get("room").and_then(Value::as_str) == Some(room),
+                None => true,
+            };
+            if let Err(failure) = print_rows(rows.into_iter().filter(wanted)) {
+                return failure;
+            }
+        }
+        reads.push(read((number, reader)));
+    }
+    Failure::outside(format!("{} has no partitions", table.topic))
+}
+
+fn print_rows(rows: impl Iterator<Item = Map<String, Value>>) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    for row in rows {
+        writeln!(out, "{}", Value::Object(row))
+            .map_err(|error| Failure::outside(format!("standard output: {error}")))?;
+    }
+    out.flush().map_err(|error| Failure::outside(format!("standard output: {error}")))
+}
+
+/// A record's rows as JSON objects, in the table's order of columns.
+fn rows_of(table: &Table, record: &Record) -> Result<Vec<Map<String, Value>>, String> {
+    let value = record.value.as_ref().ok_or("it has no value")?;
+    match table.format {
+        Format::Json => serde_json::from_slice(value).map(|row| vec![row]).map_err(|error| error.to_string()),
+        Format::Arrow => {
+            let columns: Vec<usize> = (0..table.columns.len()).collect();
+            let batch =
+                codec::decode(value, &codec::arrow_schema(table), &columns).map_err(|e| e.to_string())?;
+            batch_rows(table, &batch).map_err(|error| error.to_string())
+        }
+    }
+}
+
+fn batch_rows(
+    table: &Table,
+    batch: &RecordBatch,
+) -> Result<Vec<Map<String, Value>>, arrow::error::ArrowError> {
+    let mut rows = vec![Map::new(); batch.num_rows()];
+    let options = FormatOptions::new();
+    for (column, values) in table.columns.iter().zip(batch.columns()) {
+        let texts = ArrayFormatter::try_new(values.as_ref(), &options)?;
+        for (n, row) in rows.iter_mut().enumerate() {
+            let value = if is_null(values, n) {
+                Value::Null
+            } else {
+                json_value(column.data_type, texts.value(n).try_to_string()?)
+            };
+            row.insert(column.name.clone(), value);
+        }
+    }
+    Ok(rows)
+}
+
+/// Also where the value that a dictionary's key points at is null.
+fn is_null(values: &ArrayRef, n: usize) -> bool {
+    values.logical_nulls().is_some_and(|nulls| nulls.is_null(n))
+}
+
+fn json_value(data_type: ColumnType, text: String) -> Value {
+    match data_type {
+        ColumnType::Text => Value::String(text),
+        ColumnType::Timestamp => Value::String(parse_rfc3339(&text).map(format_rfc3339).unwrap_or(text)),
+        _ => serde_json::from_str(&text).unwrap_or(Value::String(text)),
+    }
+}
+
+/// The rows of every closed window, as a viewer gets them.
+async fn follow_live(url: Url, table: String, room: Option<String>) -> Failure {
+    match try_follow_live(&url, &table, room.as_deref()).await {
+        Ok(()) => Failure::outside(format!("{url} closed the stream")),
+        Err(failure) => failure,
+    }
+}
+
+async fn try_follow_live(url: &Url, table: &str, room: Option<&str>) -> Result<(), Failure> {
+    let outside =
+        |error: reqwest::Error| Failure::outside(format!("{url}: {error}; is `emostream up` running?"));
+    let mut live = url.join("/v1/live").map_err(|error| Failure::usage(format!("{url}: {error}")))?;
+    live.query_pairs_mut().append_pair("table", table);
+    if let Some(room) = room {
+        live.query_pairs_mut().append_pair("room", room);
+    }
+    let response = reqwest::get(live).await.map_err(outside)?;
+    if !response.status().is_success() {
+        let problem = response.text().await.map_err(outside)?;
+        return Err(Failure::input(problem));
+    }
+    let mut chunks = response.bytes_stream();
+    let mut buffer = Vec::new();
+    while let Some(chunk) = chunks.next().await {
+        buffer.extend_from_slice(&chunk.map_err(outside)?);
+        while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = buffer.drain(..=end).collect();
+            // Events of other kinds (gap, drain) carry no message; their data is skipped.
+            if let Some(data) = line.strip_prefix(b"data:")
+                && let Ok(message) = serde_json::from_slice::<LiveMessage>(data)
+            {
+                print_rows(live_rows(message).into_iter())?;
+            }
+        }
+        if buffer.len() > MAX_LINE {
+            return Err(Failure::outside(format!("{url} sends a line of more than {MAX_LINE} bytes")));
+        }
+    }
+    Ok(())
+}
+
+/// With the columns that a live message says once for all its rows.
+fn live_rows(message: LiveMessage) -> Vec<Map<String, Value>> {
+    let once = [
+        ("window_start", format_rfc3339(message.window.start)),
+        ("window_end", format_rfc3339(message.window.end)),
+        ("room", message.room),
+    ];
+    let with_once = |row: Map<String, Value>| {
+        once.iter().map(|(name, text)| ((*name).to_owned(), Value::String(text.clone()))).chain(row).collect()
+    };
+    message.rows.into_iter().map(with_once).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use arrow::array::{BooleanArray, Int64Array, StringArray, TimestampNanosecondArray};
+
+    use super::*;
+    use crate::reaction::table::{Column, TableKind};
+
+    #[test]
+    fn an_arrow_record_is_printed_as_json_rows() {
+        let types = [ColumnType::Text, ColumnType::Timestamp, ColumnType::Bigint, ColumnType::Boolean];
+        let column = |(name, data_type): (&str, ColumnType)| Column {
+            name: name.to_owned(),
+            data_type,
+            nullable: true,
+            default: None,
+        };
+        let table = Table {
+            name: "t".to_owned(),
+            kind: TableKind::Source,
+            topic: "t".to_owned(),
+            format: Format::Arrow,
+            columns: ["text", "time", "number", "yes"].into_iter().zip(types).map(column).collect(),
+            watermark: None,
+            key_field: None,
+            options: BTreeMap::new(),
+        };
+        let texts: Vec<Option<&str>> = (0..20).map(|n| (n != 1).then_some("😀 \"x\"")).collect();
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(StringArray::from(texts)),
+            Arc::new(TimestampNanosecondArray::from(vec![1_500_000_000; 20])),
+            Arc::new(Int64Array::from(vec![i64::MAX; 20])),
+            Arc::new(BooleanArray::from(vec![true; 20])),
+        ];
+        let batch = RecordBatch::try_new(codec::arrow_schema(&table), columns).unwrap();
+        let new = codec::encode(&batch).unwrap();
+        let record = Record { offset: 0, timestamp_ms: 0, key: None, value: new.value, headers: new.headers };
+        let rows = rows_of(&table, &record).unwrap();
+        let expected = r#"{"text":"😀 \"x\"","time":"1970-01-01T00:00:01.500Z","number":9223372036854775807,"yes":true}"#;
+        assert_eq!(Value::Object(rows[0].clone()).to_string(), expected);
+        assert_eq!(rows[1]["text"], Value::Null);
+        assert_eq!(rows.len(), 20);
+    }
+}
