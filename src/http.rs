@@ -1,6 +1,9 @@
 //! What every HTTP role shares: problem details (RFC 9457), health, metrics, serving until shutdown.
 
+mod stall;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use axum::Json;
 pub use axum::Router;
@@ -8,13 +11,17 @@ use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 pub use axum::routing::MethodFilter;
 use axum::routing::{get, on};
-use axum::serve::ListenerExt;
+use axum::serve::{Listener, ListenerExt};
 use serde::Serialize;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
 use crate::shutdown::Tasks;
 use crate::telemetry;
+use stall::Unstalled;
+
+/// A connection whose client reads nothing for so long while it is sent something is closed.
+pub const STALLED_FOR: Duration = Duration::from_secs(30);
 
 /// An error as `application/problem+json`. The `detail` is for the client: it says what to do instead.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -171,9 +178,26 @@ pub fn serve(listener: TcpListener, router: Router, tasks: &Tasks) -> JoinHandle
     });
     let stop = tasks.token();
     tasks.spawn(async move {
-        let serving = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
+        let serving = axum::serve(Guarded(listener), router).with_graceful_shutdown(stop.cancelled_owned());
         if let Err(error) = serving.await {
             tracing::error!(%error, "the HTTP server ended");
         }
     })
+}
+
+/// Accepts connections whose writes may not stall.
+struct Guarded<L>(L);
+
+impl<L: Listener<Io = TcpStream>> Listener for Guarded<L> {
+    type Io = Unstalled<TcpStream>;
+    type Addr = L::Addr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        let (connection, address) = self.0.accept().await;
+        (Unstalled::new(connection, STALLED_FOR), address)
+    }
+
+    fn local_addr(&self) -> std::io::Result<Self::Addr> {
+        self.0.local_addr()
+    }
 }

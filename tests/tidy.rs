@@ -43,7 +43,9 @@ fn is_pure(path: &str) -> bool {
         || ["watermark", "window", "aggregate", "pipeline"]
             .iter()
             .any(|core| path.starts_with(&format!("src/engine/{core}")))
-        || path.starts_with("src/publish/") && (name.starts_with("queue") || name.starts_with("protocol"))
+        || path.starts_with("src/publish/")
+            && ["row", "gather", "sequence", "message", "history", "queue", "protocol"]
+                .contains(&name.trim_end_matches(".rs"))
         || path == "src/simulate/crowd.rs"
 }
 

@@ -24,14 +24,12 @@ use super::protocol::{LiveRequest, answer, gap_message};
 use super::queue::Delivery;
 use super::sse;
 use super::subscriber::{Seat, Subscriber};
-use crate::http::Problem;
+use crate::http::{Problem, STALLED_FOR};
 
 /// How often a WebSocket client is pinged.
 const PING_EVERY: Duration = Duration::from_secs(25);
 /// After so long without a word, pongs included, a WebSocket client is taken for gone.
 const SILENT_FOR: Duration = Duration::from_secs(60);
-/// A client that does not read for so long while messages wait is closed.
-pub const STALLED_FOR: Duration = Duration::from_secs(30);
 /// How long saying goodbye may take.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// The longest message a client may send.
@@ -247,11 +245,8 @@ impl Conversation<'_> {
 /// Serves on a free port of loopback until `tasks` stop; for tests. Returns host and port.
 #[cfg(test)]
 pub(super) async fn serve_on_loopback(router: Router, tasks: &crate::shutdown::Tasks) -> String {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = crate::http::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let stop = tasks.token();
-    tasks.spawn(async move {
-        axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await.unwrap();
-    });
+    crate::http::serve(listener, router, tasks);
     address
 }

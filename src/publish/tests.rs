@@ -261,15 +261,11 @@ async fn a_publisher_that_another_one_replaced_stops() {
     bench.close(&[(2, "main")]).await;
     until(|| live(&log, TOPIC_LIVE).len() == 1).await;
     bench.publisher(&tasks);
-    until(|| lock_epoch(&log) >= 2).await;
+    until(|| log.epoch("emostream.publish") >= 2).await;
     bench.close(&[(4, "main")]).await;
     tokio::time::timeout(PATIENCE, failure.changed()).await.unwrap().unwrap();
     assert!(matches!(&*failure.borrow(), Some(LogError::Fenced(_))));
     until(|| live(&log, TOPIC_LIVE).len() == 2).await;
-}
-
-fn lock_epoch(log: &MemoryLog) -> u64 {
-    log.epoch("emostream.publish")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -428,4 +424,74 @@ async fn records_that_belong_to_no_window_stop_nothing() {
     bench.close(&[(2, "main")]).await;
     assert_eq!(ends(&events.windows(1).await), [end_text(2)]);
     assert_eq!(log.records(&cluster_topic("cluster-1"), 0).len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_retention_took_from_the_live_topic_is_a_gap() {
+    let (log, bench) = Bench::in_memory().await;
+    let tasks = Tasks::new();
+    let (_, address) = bench.tier(&small(), &tasks).await;
+    let mut events = Events::open(&address, "", None).await;
+    bench.close(&[(2, "main")]).await;
+    let cursor = events.window().await["id"].as_str().unwrap().to_owned();
+    tasks.stop(Duration::from_secs(5)).await;
+
+    let tasks = Tasks::new();
+    bench.publisher(&tasks);
+    for end in 2..=4 {
+        bench.close(&[(end * 2, "main")]).await;
+    }
+    until(|| live(&log, TOPIC_LIVE).len() == 4).await;
+    tasks.stop(Duration::from_secs(5)).await;
+    log.cut(TOPIC_LIVE, 0, log.records(TOPIC_LIVE, 0)[3].offset);
+
+    let tasks = Tasks::new();
+    let (_, address) = bench.tier(&small(), &tasks).await;
+    let mut events = Events::open(&address, "?last=1", Some(&cursor)).await;
+    assert!(events.event().await.unwrap().starts_with("event: gap\n"));
+    assert_eq!(ends(&events.windows(1).await), [end_text(8)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_retention_took_from_a_sink_does_not_stop_the_windows_after_it() {
+    let (log, bench) = Bench::in_memory().await;
+    let tasks = Tasks::new();
+    bench.publisher(&tasks);
+    bench.close(&[(2, "main")]).await;
+    until(|| live(&log, TOPIC_LIVE).len() == 1).await;
+    tasks.stop(Duration::from_secs(5)).await;
+    for end in 2..=4 {
+        bench.close(&[(end * 2, "main")]).await;
+    }
+    log.cut("emoji_counts", 0, log.records("emoji_counts", 0)[3].offset);
+
+    let tasks = Tasks::new();
+    bench.publisher(&tasks);
+    bench.close(&[(10, "main")]).await;
+    until(|| live(&log, TOPIC_LIVE).len() >= 3).await;
+    assert_eq!(ends(&live(&log, TOPIC_LIVE)), [end_text(2), end_text(8), end_text(10)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_comes_while_it_runs_is_published_too() {
+    let (log, bench) = Bench::in_memory().await;
+    let tasks = Tasks::new();
+    bench.publisher(&tasks);
+    let program = Arc::clone(&*bench.program.borrow());
+    let mut tables = program.tables.clone();
+    let second = crate::reaction::table::Table {
+        name: "second".to_owned(),
+        topic: "second".to_owned(),
+        ..tables["emoji_counts"].clone()
+    };
+    tables.insert(second.name.clone(), second);
+    bench.program.send_replace(Arc::new(ProgramView { tables, ..ProgramView::default() }));
+    bench.close(&[(2, "main")]).await;
+    until(|| live(&log, TOPIC_LIVE).len() == 1).await;
+    let retention = Retention::Age(Duration::from_secs(3600));
+    let topic = TopicSpec { name: "second".to_owned(), partitions: 1, retention, log_append_time: true };
+    bench.log.create_topics(&[topic]).await.unwrap();
+    bench.log.append("second", 0, vec![result_record((0, 2000), 1, json!({"count": 1}))]).await.unwrap();
+    until(|| live(&log, TOPIC_LIVE).len() == 2).await;
+    assert_eq!(live(&log, TOPIC_LIVE)[1]["table"], "second");
 }
