@@ -7,6 +7,8 @@
 pub mod config;
 mod logs;
 mod process;
+pub mod role;
+mod serve;
 pub mod simulate;
 pub mod tail;
 
@@ -24,6 +26,11 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Ingest(role::IngestArgs),
+    Publish(role::PublishArgs),
+    Cluster(role::ClusterArgs),
+    Subscribe(role::SubscribeArgs),
+    Query(role::QueryArgs),
     Config(config::Args),
     Simulate(simulate::SimulateArgs),
     Tail(tail::Args),
@@ -59,6 +66,11 @@ impl Failure {
 /// Reads the command line and does what it says. Wrong usage ends the process with exit code 2.
 pub fn run() -> ExitCode {
     let done = match Cli::parse().command {
+        Command::Ingest(args) => role::ingest(args),
+        Command::Publish(args) => role::publish(args),
+        Command::Cluster(args) => role::cluster(args),
+        Command::Subscribe(args) => role::subscribe(args),
+        Command::Query(args) => role::query(args),
         Command::Config(args) => config::run(&args),
         Command::Simulate(args) => process::run_alone(simulate::run(args)),
         Command::Tail(args) => tail::run(args),

@@ -1,0 +1,188 @@
+//! One stage per process, on Kafka: `ingest`, `publish`, `cluster`, `subscribe`, `query`; `engine` is in its own file.
+
+use std::sync::Arc;
+
+use super::Failure;
+use super::serve::{self, LogPlace, ServeArgs, Serving, Start, log_failure, never, when_fenced};
+use crate::http::{MethodFilter, not_built_router};
+use crate::ingest::{self, Ingest};
+use crate::log::program::{self, ProgramView};
+use crate::publish::{self, Cluster, Heart, Members, Publisher, Subscriber, tier};
+use crate::query::{self, Query};
+use tokio::sync::watch;
+
+/// Take rows over HTTP into the log (one role of `up`, on Kafka)
+///
+/// Learns its tables from the running program, which the engine writes; /readyz says when it is not there yet.
+#[derive(Debug, clap::Args)]
+pub struct IngestArgs {
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+/// Put closed windows into one order, and show who watches (one role of `up`, on Kafka)
+#[derive(Debug, clap::Args)]
+pub struct PublishArgs {
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+/// Copy the live messages for one region (one role of `up`, on Kafka)
+#[derive(Debug, clap::Args)]
+pub struct ClusterArgs {
+    /// The region's name
+    name: String,
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+/// Hold viewers' connections (one role of `up`, on Kafka)
+#[derive(Debug, clap::Args)]
+pub struct SubscribeArgs {
+    /// The region whose messages it shows; may be given several times
+    #[arg(long, value_name = "NAME", required = true)]
+    cluster: Vec<String>,
+    /// Its name in the cluster [default: host and port of --advertise]
+    #[arg(long)]
+    name: Option<String>,
+    /// Where viewers reach it [default: the address it listens on]
+    #[arg(long, value_name = "URL")]
+    advertise: Option<String>,
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+/// Answer for closed windows, tables and queries (one role of `up`, on Kafka)
+#[derive(Debug, clap::Args)]
+pub struct QueryArgs {
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+/// What `query` will answer later.
+pub(super) const LATER_QUERY_CALLS: [(MethodFilter, &str); 4] = [
+    (MethodFilter::GET, "/"),
+    (MethodFilter::POST, "/v1/sql"),
+    (MethodFilter::GET, "/docs"),
+    (MethodFilter::GET, "/openapi.json"),
+];
+
+/// Runs stage 1.
+///
+/// # Errors
+/// As [`serve::run`].
+pub fn ingest(args: IngestArgs) -> Result<(), Failure> {
+    let settings = args.serve.settings.load()?.settings;
+    let ingest = settings.ingest.clone();
+    run(args.serve, settings, "127.0.0.1:8081", "ingest", |start| async move {
+        let program = follow(&start).await?;
+        let stage = Ingest::start(Arc::clone(&start.log), program, ingest, &start.process.stages);
+        let ready = Arc::clone(&stage);
+        start.readiness.add("ingest", move || ready.not_ready().map_or(Ok(()), Err));
+        Ok((ingest::routes::router(stage), never()))
+    })
+}
+
+/// Runs the publisher.
+///
+/// # Errors
+/// As [`serve::run`]; 3 when another publisher took over.
+pub fn publish(args: PublishArgs) -> Result<(), Failure> {
+    let settings = args.serve.settings.load()?.settings;
+    run(args.serve, settings, "127.0.0.1:8083", "publish", |start| async move {
+        let publisher = Publisher::new(Arc::clone(&start.log), follow(&start).await?);
+        let failure = tier::run_publisher(Arc::clone(&publisher), &start.process.stages);
+        start.readiness.add("publish", move || publisher.ready());
+        let members = Members::follow(Arc::clone(&start.log), &start.process.stages);
+        Ok((publish::publish_router(members), when_fenced(failure)))
+    })
+}
+
+/// Runs a cluster.
+///
+/// # Errors
+/// As [`serve::run`].
+pub fn cluster(args: ClusterArgs) -> Result<(), Failure> {
+    let settings = args.serve.settings.load()?.settings;
+    let name = args.name;
+    run(args.serve, settings, "127.0.0.1:8084", "cluster", |start| async move {
+        let heart = Heart::start(Arc::clone(&start.log), &start.process.stages);
+        let cluster = Cluster::new(Arc::clone(&start.log), &name);
+        let cluster = tier::run_cluster(cluster, &heart, &start.process.stages);
+        start.readiness.add("cluster", move || cluster.ready());
+        start.readiness.add("members", move || heart.ready());
+        let members = Members::follow(Arc::clone(&start.log), &start.process.stages);
+        Ok((publish::front_router(members), never()))
+    })
+}
+
+/// Runs a subscriber of each cluster named.
+///
+/// # Errors
+/// As [`serve::run`].
+pub fn subscribe(args: SubscribeArgs) -> Result<(), Failure> {
+    let SubscribeArgs { cluster: clusters, name, advertise, serve } = args;
+    let settings = serve.settings.load()?.settings;
+    let publish = settings.publish.clone();
+    run(serve, settings, "127.0.0.1:8085", "subscribe", |start| async move {
+        let url = advertise.unwrap_or_else(|| start.url.clone());
+        let name =
+            name.unwrap_or_else(|| url.split_once("://").map_or(url.as_str(), |(_, host)| host).to_owned());
+        let heart = Heart::start(Arc::clone(&start.log), &start.process.stages);
+        let mut subscribers = Vec::with_capacity(clusters.len());
+        for cluster in &clusters {
+            let log = Arc::clone(&start.log);
+            let subscriber =
+                Subscriber::start(log, cluster, &name, &url, &publish, &heart, &start.process.connections);
+            let ready = Arc::clone(&subscriber);
+            start.readiness.add("subscribe", move || ready.ready());
+            subscribers.push(subscriber);
+        }
+        start.readiness.add("members", move || heart.ready());
+        Ok((publish::live_router(subscribers), never()))
+    })
+}
+
+/// Runs stage 3b.
+///
+/// # Errors
+/// As [`serve::run`].
+pub fn query(args: QueryArgs) -> Result<(), Failure> {
+    let settings = args.serve.settings.load()?.settings;
+    let query = settings.query.clone();
+    run(args.serve, settings, "127.0.0.1:8086", "query", |start| async move {
+        let program = follow(&start).await?;
+        let stage = Query::start(Arc::clone(&start.log), program, &query, &start.process.stages);
+        let ready = Arc::clone(&stage);
+        start.readiness.add("query", move || ready.ready());
+        let router = query::routes::router(Arc::clone(&stage))
+            .merge(query::routes::queries_router(stage))
+            .merge(not_built_router(&LATER_QUERY_CALLS));
+        Ok((router, never()))
+    })
+}
+
+async fn follow(start: &Start) -> Result<watch::Receiver<Arc<ProgramView>>, Failure> {
+    program::follow(Arc::clone(&start.log), &start.process.stages).await.map_err(log_failure)
+}
+
+/// A role serves on Kafka, and says where.
+pub(super) fn run<F>(
+    args: ServeArgs,
+    settings: crate::config::Settings,
+    default_listen: &str,
+    name: &str,
+    build: impl FnOnce(Start) -> F,
+) -> Result<(), Failure>
+where
+    F: Future<Output = Result<(crate::http::Router, serve::Failed), Failure>>,
+{
+    let listen = args.listen.unwrap_or_else(|| default_listen.to_owned());
+    serve::run(settings, &listen, LogPlace::Kafka, |start| {
+        let banner = format!("emostream {name} is running at {}", start.url);
+        async move {
+            let (router, failed) = build(start).await?;
+            Ok(Serving { router, failed, banner })
+        }
+    })
+}
