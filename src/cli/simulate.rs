@@ -20,6 +20,9 @@ const DRAW_EVERY: Duration = Duration::from_millis(500);
 /// Elsewhere a line is written this often.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
+/// How long the windows get to close at the end.
+const SETTLE: Duration = Duration::from_secs(10);
+
 /// Send reactions and watch the results like a crowd would, then check that nothing was lost
 ///
 /// Open loop: latencies count from when a request should have left. Ends with exit code 1 when a reaction that was
@@ -125,6 +128,7 @@ impl SimulateArgs {
                 TransportArg::Sse => Transport::Sse,
                 TransportArg::Both => Transport::Both,
             },
+            settle: SETTLE,
             seed: self.seed.unwrap_or_else(rand::random),
             live_url: self.live_url.unwrap_or_else(|| self.url.clone()),
             query_url: self.query_url.unwrap_or_else(|| self.url.clone()),

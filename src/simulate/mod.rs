@@ -33,8 +33,6 @@ use tally::Tally;
 const TABLE: &str = "reactions";
 /// How long requests that are due when the time is over may still take.
 const GRACE: Duration = Duration::from_secs(10);
-/// How long the windows get to close after the last reaction.
-const SETTLE: Duration = Duration::from_secs(10);
 
 /// What to simulate.
 #[derive(Clone, Debug)]
@@ -57,6 +55,8 @@ pub struct Plan {
     pub batch: Option<u64>,
     /// How viewers watch.
     pub transport: Transport,
+    /// How long the windows get to close after the last reaction.
+    pub settle: Duration,
     /// The same seed sends the same reactions at the same times.
     pub seed: u64,
     /// Where reactions go.
@@ -124,7 +124,7 @@ pub async fn run(
     senders.stop(sender::REQUEST_LIMIT + Duration::from_secs(1)).await;
     tally.end();
 
-    accounts.settle(&client, tally.accepted(), SETTLE).await;
+    accounts.settle(&client, tally.accepted(), plan.settle).await;
     viewers.stop(Duration::from_secs(5)).await;
     Ok(Report::new(&plan, &crowd, &tally, accounts.verdict(tally.accepted(), tally.unknown())))
 }

@@ -5,4 +5,5 @@
 
 mod kafka;
 mod kafka_foreign_reader;
+mod simulate;
 mod support;
