@@ -211,6 +211,19 @@ pub trait Log: Send + Sync + 'static {
 
     /// Removes records below `offset` from a partition. Kafka may leave this to its retention.
     async fn trim(&self, topic: &str, partition: u32, offset: i64) -> Result<(), LogError>;
+
+    /// Says that `holder` still needs the records of a partition from `offset` on: until it says otherwise, also
+    /// across restarts, neither retention nor [`Log::trim`] passes them. `None` ends the hold. Cheap to repeat at
+    /// every commit. Kafka does not do this: there only retention long enough keeps what is needed.
+    async fn hold(
+        &self,
+        _holder: &str,
+        _topic: &str,
+        _partition: u32,
+        _offset: Option<i64>,
+    ) -> Result<(), LogError> {
+        Ok(())
+    }
 }
 
 /// Reads one partition in order.

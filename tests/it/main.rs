@@ -3,8 +3,9 @@
 // Clippy's exception for tests covers the test functions, not what they call.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod ingest;
+mod embedded_log;
 mod kafka;
 mod kafka_foreign_reader;
+mod log_conformance;
 mod simulate;
 mod support;

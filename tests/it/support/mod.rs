@@ -1,4 +1,3 @@
 //! What several integration tests share.
 
 pub(crate) mod kafka;
-pub(crate) mod scripted_log;
