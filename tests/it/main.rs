@@ -7,5 +7,6 @@ mod embedded_log;
 mod kafka;
 mod kafka_foreign_reader;
 mod log_conformance;
+mod publish;
 mod simulate;
 mod support;

@@ -151,7 +151,7 @@ impl Session {
         for (topic, partition, record) in &transaction.records {
             self.send(topic, *partition, record, deadline)?;
         }
-        self.producer.flush(deadline.saturating_duration_since(Instant::now()))?;
+        self.deliver(deadline)?;
         if let Some(error) = locked(&self.producer.context().failed).take() {
             return Err(error);
         }
@@ -194,6 +194,15 @@ impl Session {
                 Err((error, _)) => return Err(error),
             }
         }
+    }
+
+    /// Waits until every record is delivered. The binding's own `flush`, which also begins its commit, serves events in
+    /// steps of 100 ms that no event ends; with nothing in flight it returns at once.
+    fn deliver(&self, deadline: Instant) -> Result<(), KafkaError> {
+        while self.producer.in_flight_count() > 0 && Instant::now() < deadline {
+            self.producer.poll(Duration::from_millis(1));
+        }
+        self.producer.flush(deadline.saturating_duration_since(Instant::now()))
     }
 
     /// Ends the transaction so that none of it is seen, and says what that means.
