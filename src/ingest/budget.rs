@@ -20,7 +20,7 @@ impl Budget {
         self.take(bytes).then(|| Charge { budget: Arc::clone(self), bytes })
     }
 
-    #[cfg(test)]
+    /// How many bytes are charged.
     pub(super) fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }

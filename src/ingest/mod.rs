@@ -13,6 +13,8 @@ mod columns;
 mod decode;
 mod decode_arrow;
 mod decode_json;
+#[cfg(test)]
+mod decode_tests;
 mod decode_time;
 mod metrics;
 mod queue;
@@ -94,6 +96,11 @@ impl Ingest {
         none.then(|| {
             "no source table is known: the running program has not been stored in the log yet".to_owned()
         })
+    }
+
+    /// How many bytes of `max_pending_bytes` are in use: bodies being read, and rows on their way to the log.
+    pub fn pending_bytes(&self) -> usize {
+        self.budget.used()
     }
 
     fn lookup(&self, name: &str) -> Lookup {

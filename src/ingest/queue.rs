@@ -187,3 +187,169 @@ impl<T: Weight> Queue<T> {
         Some(request)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        flush_interval: Duration::from_millis(200),
+        flush_rows: 100,
+        max_wait: Duration::from_millis(1000),
+        record_overhead: 4000,
+    };
+
+    /// A request of so many rows, of ten bytes each; `Alone` is a record of its own.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Request {
+        Rows(usize),
+        Alone,
+    }
+    use Request::{Alone, Rows};
+
+    impl Weight for Request {
+        fn rows(&self) -> usize {
+            match self {
+                Rows(rows) => *rows,
+                Alone => 90,
+            }
+        }
+
+        fn bytes(&self) -> Option<usize> {
+            match self {
+                Rows(rows) => Some(rows * 10),
+                Alone => None,
+            }
+        }
+    }
+
+    struct Clock(Instant);
+
+    impl Clock {
+        fn ms(&self, ms: u64) -> Instant {
+            self.0 + Duration::from_millis(ms)
+        }
+    }
+
+    fn queue(partitions: usize) -> (Queue<Request>, Clock) {
+        let mut queue = Queue::new(LIMITS);
+        queue.set_partitions(partitions);
+        #[allow(clippy::disallowed_methods)] // tokio's Instant has no other beginning
+        (queue, Clock(Instant::now()))
+    }
+
+    #[test]
+    fn a_lone_request_is_written_at_once_and_partitions_rotate() {
+        let (mut queue, clock) = queue(2);
+        for (at, partition) in [(0, 0), (1, 1), (2, 0)] {
+            assert_eq!(queue.push(Rows(1), clock.ms(at)), Ok(true));
+            assert_eq!(queue.step(clock.ms(at)), Step::Write(partition, vec![Rows(1)]));
+            assert_eq!(queue.step(clock.ms(at)), Step::Wait(None));
+            queue.written(partition);
+        }
+    }
+
+    #[test]
+    fn requests_gather_while_a_write_is_under_way_and_go_together() {
+        let (mut queue, clock) = queue(3);
+        queue.push(Rows(1), clock.ms(0)).unwrap();
+        assert_eq!(queue.step(clock.ms(0)), Step::Write(0, vec![Rows(1)]));
+        assert_eq!(queue.push(Rows(2), clock.ms(1)), Ok(true));
+        assert_eq!(queue.push(Rows(3), clock.ms(2)), Ok(false));
+        assert_eq!(queue.step(clock.ms(2)), Step::Wait(Some(clock.ms(201))));
+        queue.written(0);
+        assert_eq!(queue.step(clock.ms(3)), Step::Write(1, vec![Rows(2), Rows(3)]));
+    }
+
+    #[test]
+    fn a_slow_write_does_not_hold_others_longer_than_the_interval() {
+        let (mut queue, clock) = queue(2);
+        queue.push(Rows(1), clock.ms(0)).unwrap();
+        assert_eq!(queue.step(clock.ms(0)), Step::Write(0, vec![Rows(1)]));
+        queue.push(Rows(2), clock.ms(10)).unwrap();
+        assert_eq!(queue.step(clock.ms(209)), Step::Wait(Some(clock.ms(210))));
+        assert_eq!(queue.step(clock.ms(210)), Step::Write(1, vec![Rows(2)]));
+        queue.push(Rows(3), clock.ms(220)).unwrap();
+        assert_eq!(queue.step(clock.ms(900)), Step::Wait(Some(clock.ms(1220))), "all partitions are busy");
+        queue.written(0);
+        assert_eq!(queue.step(clock.ms(901)), Step::Write(0, vec![Rows(3)]), "its interval is over");
+    }
+
+    #[test]
+    fn a_full_batch_does_not_wait_for_the_write_before() {
+        let (mut queue, clock) = queue(3);
+        queue.push(Rows(1), clock.ms(0)).unwrap();
+        assert_eq!(queue.step(clock.ms(0)), Step::Write(0, vec![Rows(1)]));
+        assert_eq!(queue.push(Rows(60), clock.ms(1)), Ok(true));
+        assert_eq!(queue.push(Rows(39), clock.ms(1)), Ok(false));
+        assert_eq!(queue.push(Rows(30), clock.ms(1)), Ok(true), "full now");
+        assert_eq!(queue.step(clock.ms(1)), Step::Write(1, vec![Rows(60), Rows(39)]));
+        assert_eq!(queue.step(clock.ms(1)), Step::Wait(Some(clock.ms(201))));
+    }
+
+    #[test]
+    fn a_batch_holds_no_more_bytes_than_a_record() {
+        let (mut queue, clock) = queue(4);
+        queue.limits.flush_rows = usize::MAX;
+        let large = Rows((MAX_BYTES - LIMITS.record_overhead) / 20);
+        for request in [large, large, Rows(1), Alone, Rows(2)] {
+            queue.push(request, clock.ms(0)).unwrap();
+        }
+        assert_eq!(queue.step(clock.ms(0)), Step::Write(0, vec![large, large]));
+        assert_eq!(queue.step(clock.ms(0)), Step::Write(1, vec![Rows(1)]));
+        assert_eq!(queue.step(clock.ms(0)), Step::Write(2, vec![Alone]));
+        queue.written(0);
+        queue.written(1);
+        queue.written(2);
+        assert_eq!(queue.step(clock.ms(0)), Step::Write(3, vec![Rows(2)]));
+    }
+
+    #[test]
+    fn many_small_requests_linger_for_five_milliseconds() {
+        let (mut queue, clock) = queue(1);
+        queue.push(Rows(1), clock.ms(0)).unwrap();
+        assert_eq!(queue.step(clock.ms(0)), Step::Write(0, vec![Rows(1)]));
+        for _ in 0..11 {
+            queue.push(Rows(1), clock.ms(1)).unwrap();
+        }
+        queue.written(0);
+        assert_eq!(queue.step(clock.ms(2)), Step::Wait(Some(clock.ms(6))));
+        assert_eq!(queue.step(clock.ms(6)), Step::Write(0, vec![Rows(1); 11]));
+    }
+
+    #[test]
+    fn what_cannot_be_written_in_time_is_withdrawn_and_what_came_later_stays() {
+        let (mut queue, clock) = queue(0);
+        queue.push(Rows(1), clock.ms(0)).unwrap();
+        queue.push(Rows(2), clock.ms(500)).unwrap();
+        assert_eq!(queue.step(clock.ms(0)), Step::Wait(Some(clock.ms(1000))));
+        assert_eq!(queue.step(clock.ms(1000)), Step::Withdraw(vec![Rows(1)]));
+        queue.set_partitions(1);
+        assert_eq!(queue.step(clock.ms(1001)), Step::Write(0, vec![Rows(2)]));
+    }
+
+    #[test]
+    fn a_closed_queue_takes_nothing_writes_what_it_has_and_finishes() {
+        let (mut queue, clock) = queue(1);
+        queue.push(Rows(1), clock.ms(0)).unwrap();
+        assert_eq!(queue.step(clock.ms(0)), Step::Write(0, vec![Rows(1)]));
+        queue.push(Rows(2), clock.ms(1)).unwrap();
+        queue.close();
+        assert_eq!(queue.push(Rows(3), clock.ms(2)), Err(Rows(3)));
+        assert_eq!(queue.step(clock.ms(2)), Step::Wait(Some(clock.ms(1001))));
+        queue.written(0);
+        assert_eq!(queue.step(clock.ms(3)), Step::Write(0, vec![Rows(2)]));
+        assert_eq!(queue.step(clock.ms(3)), Step::Wait(None), "the last write is under way");
+        queue.written(0);
+        assert_eq!(queue.step(clock.ms(4)), Step::Finished);
+    }
+
+    #[test]
+    fn a_closed_queue_without_a_topic_withdraws_at_once() {
+        let (mut queue, clock) = queue(0);
+        queue.push(Rows(1), clock.ms(0)).unwrap();
+        queue.close();
+        assert_eq!(queue.step(clock.ms(1)), Step::Withdraw(vec![Rows(1)]));
+        assert_eq!(queue.step(clock.ms(1)), Step::Finished);
+    }
+}

@@ -56,7 +56,7 @@ impl Settings {
     pub fn validate(&self) -> Result<(), String> {
         let between = |key: &str, value: u64, least: u64, most: u64| match (least..=most).contains(&value) {
             true => Ok(()),
-            false => Err(format!("[ingest] {key} is {value}; it must be between {least} and {most}")),
+            false => Err(format!("ingest.{key} = {value}: between {least} and {most}")),
         };
         between("flush_interval_ms", self.flush_interval_ms, 1, 60_000)?;
         between("flush_rows", self.flush_rows as u64, 1, MAX_ROWS as u64)?;

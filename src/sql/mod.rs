@@ -1,13 +1,30 @@
 //! Text → statements → catalog → plan: the dialect, its functions, located diagnostics.
 //!
 //! Knows no stage and no log. The one entrance is [`plan_program`]; what it returns is checked, typed and ready to
-//! be cut at the window (`cut.rs`) and compiled by the engine.
+//! be compiled by the engine: cut at the window (`cut.rs`).
+//!
+//! ```text
+//!  files ─parse─▶ statements ─catalog─▶ tables ─checks, planner─▶ analysed plan ─cut─▶ Program
+//! ```
 
+mod catalog;
+mod checks;
 pub mod cut;
 pub mod diagnostic;
+mod errors;
+pub mod files;
+pub mod functions;
+mod inline;
+mod options;
+mod parse;
+pub mod planner;
+mod program;
+mod rewrite;
 
 use crate::reaction::table::Table;
 pub use diagnostic::{Diagnostic, Severity};
+pub use files::load_folder;
+pub use program::{plan_program, plan_program_with};
 
 /// One SQL file: the name that diagnostics show, and its text.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod embedded_log;
+mod ingest;
 mod kafka;
 mod kafka_foreign_reader;
 mod log_conformance;

@@ -2,3 +2,4 @@
 
 pub(crate) mod kafka;
 pub(crate) mod scoped;
+pub(crate) mod scripted_log;

@@ -1,0 +1,183 @@
+//! DataFusion's planning errors → findings with a place.
+//!
+//! DataFusion places few of its errors. Where it does not, the finding points at the first part of the query that the message
+//! names, and otherwise at the query's first word.
+
+use std::ops::ControlFlow;
+
+use datafusion::common::{DataFusionError, SchemaError};
+use datafusion::sql::sqlparser::ast::{
+    Distinct, Expr, GroupByExpr, Query, Select, SelectItem, SetExpr, Spanned, Visit, Visitor,
+    visit_expressions,
+};
+use datafusion::sql::sqlparser::tokenizer::{Location, Span};
+
+use super::checks::last_name;
+use super::cut::{Anchor, Refusal};
+use super::diagnostic::Finding;
+use super::functions::TUMBLE;
+
+/// What DataFusion found wrong with a query. `own_places` is false when its places may lie in another text (a view's).
+pub(crate) fn finding(error: &DataFusionError, query: &Query, own_places: bool) -> Finding {
+    let place = place_of(error).filter(|_| own_places);
+    let root = error.find_root();
+    if let DataFusionError::SchemaError(schema_error, _) = root
+        && let SchemaError::FieldNotFound { field, valid_fields } = schema_error.as_ref()
+    {
+        let at = place.unwrap_or_else(|| named(query, &field.name));
+        let finding = Finding::error(at, format!("unknown column '{}'", field.flat_name()));
+        let mut names: Vec<&str> = valid_fields.iter().map(|column| column.name.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        return finding.help_nearest(&field.name, "columns", names);
+    }
+    let message = message_of(root);
+    let at = place.unwrap_or_else(|| named(query, &message));
+    let finding = Finding::error(at, message);
+    match help_of(error) {
+        Some(help) => finding.help(help),
+        None => finding,
+    }
+}
+
+/// A refusal of the cut, at its place in the query.
+pub(crate) fn refusal(refusal: Refusal, query: &Query) -> Finding {
+    let at = match refusal.at {
+        Anchor::Tumble => call(query, TUMBLE),
+        Anchor::Innermost => grouping(query, false),
+        Anchor::Outermost => grouping(query, true),
+        Anchor::Query => None,
+    };
+    Finding::error(at.unwrap_or_else(|| first_word(query)), refusal.message).help(refusal.help)
+}
+
+/// The place of the query's `index`-th output column, from 0.
+pub(crate) fn output_column(query: &Query, index: usize) -> Span {
+    let placed = match query.body.as_ref() {
+        SetExpr::Select(select) => {
+            let plain = |item: &SelectItem| {
+                matches!(item, SelectItem::UnnamedExpr(_) | SelectItem::ExprWithAlias { .. })
+            };
+            let items = select.projection.get(..=index).filter(|items| items.iter().all(plain));
+            items.and_then(|items| items.last()).map(Spanned::span)
+        }
+        SetExpr::Query(query) => Some(output_column(query, index)),
+        _ => None,
+    };
+    placed.filter(is_placed).unwrap_or_else(|| first_word(query))
+}
+
+fn is_placed(span: &Span) -> bool {
+    *span != Span::empty()
+}
+
+pub(crate) fn first_word(query: &Query) -> Span {
+    match &query.with {
+        Some(with) => with.with_token.0.span,
+        None => match query.body.as_ref() {
+            SetExpr::Select(select) => select.select_token.0.span,
+            SetExpr::Query(query) => first_word(query),
+            other => other.span(),
+        },
+    }
+}
+
+fn place_of(error: &DataFusionError) -> Option<Span> {
+    let span = error.diagnostic().and_then(|diagnostic| diagnostic.span)?;
+    let place = |at: datafusion::common::Location| Location { line: at.line, column: at.column };
+    Some(Span { start: place(span.start), end: place(span.end) })
+}
+
+fn help_of(error: &DataFusionError) -> Option<String> {
+    let diagnostic = error.diagnostic()?;
+    let helps = diagnostic.helps.iter().map(|help| help.message.as_str());
+    helps.chain(diagnostic.notes.iter().map(|note| note.message.as_str())).next().map(str::to_owned)
+}
+
+fn message_of(root: &DataFusionError) -> String {
+    let text = match root {
+        DataFusionError::Plan(text) | DataFusionError::NotImplemented(text) => text.clone(),
+        other => other.strip_backtrace(),
+    };
+    let end = text.find(DataFusionError::BACK_TRACE_SEP).unwrap_or(text.len());
+    text[..end].trim().lines().next().unwrap_or_default().trim_end_matches('.').to_owned()
+}
+
+/// The first identifier or function of the query that the message names as a word; the query's first word when it names none.
+fn named(query: &Query, message: &str) -> Span {
+    let words: Vec<String> = message
+        .split(|c: char| !(c.is_alphanumeric() || c == '_'))
+        .filter(|word| word.len() > 1)
+        .map(str::to_lowercase)
+        .collect();
+    let found = visit_expressions(query, |expr| {
+        let named = match expr {
+            Expr::Identifier(ident) => Some((ident.value.to_lowercase(), ident.span)),
+            Expr::CompoundIdentifier(parts) => {
+                parts.last().map(|ident| (ident.value.to_lowercase(), expr.span()))
+            }
+            Expr::Function(function) => last_name(&function.name),
+            _ => None,
+        };
+        match named {
+            Some((name, at)) if words.contains(&name) && is_placed(&at) => ControlFlow::Break(at),
+            _ => ControlFlow::Continue(()),
+        }
+    });
+    match found {
+        ControlFlow::Break(at) => at,
+        ControlFlow::Continue(()) => first_word(query),
+    }
+}
+
+/// Where a function of that name is called first.
+fn call(query: &Query, name: &str) -> Option<Span> {
+    let found = visit_expressions(query, |expr| match expr {
+        Expr::Function(function) => match last_name(&function.name) {
+            Some((called, at)) if called == name => ControlFlow::Break(at),
+            _ => ControlFlow::Continue(()),
+        },
+        _ => ControlFlow::Continue(()),
+    });
+    match found {
+        ControlFlow::Break(at) => Some(at),
+        ControlFlow::Continue(()) => None,
+    }
+}
+
+/// The GROUP BY, DISTINCT, OVER or aggregate of the outermost or innermost SELECT that has one.
+fn grouping(query: &Query, outermost: bool) -> Option<Span> {
+    struct Groupings(Vec<Span>);
+    impl Visitor for Groupings {
+        type Break = std::convert::Infallible;
+        fn pre_visit_select(&mut self, select: &Select) -> ControlFlow<Self::Break> {
+            self.0.extend(grouping_of(select));
+            ControlFlow::Continue(())
+        }
+    }
+    let mut groupings = Groupings(vec![]);
+    let ControlFlow::Continue(()) = query.visit(&mut groupings);
+    if outermost { groupings.0.first().copied() } else { groupings.0.last().copied() }
+}
+
+fn grouping_of(select: &Select) -> Option<Span> {
+    if let GroupByExpr::Expressions(exprs, _) = &select.group_by
+        && let Some(first) = exprs.first().map(Spanned::span).filter(is_placed)
+    {
+        return Some(first);
+    }
+    if let Some(Distinct::Distinct | Distinct::On(_)) = &select.distinct {
+        return Some(select.select_token.0.span);
+    }
+    // Of the SELECT list only: a sub-select in FROM is a SELECT of its own.
+    let found = visit_expressions(&select.projection, |expr| match expr {
+        Expr::Function(function) if last_name(&function.name).is_some_and(|(name, _)| name != TUMBLE) => {
+            ControlFlow::Break(expr.span())
+        }
+        _ => ControlFlow::Continue(()),
+    });
+    match found {
+        ControlFlow::Break(at) => Some(at),
+        ControlFlow::Continue(()) => None,
+    }
+}

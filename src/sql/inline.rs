@@ -1,0 +1,80 @@
+//! What lies below the window, inlined: every column as an expression over the source table's own columns.
+//!
+//! Sub-selects, views and WHERE below the window are row by row, so that each can be written as expressions over a
+//! record as it was read, and the engine needs no plan there. What is not row by row is refused.
+
+use std::sync::Arc;
+
+use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::common::{DFSchema, DFSchemaRef, Result};
+use datafusion::logical_expr::utils::split_conjunction_owned;
+use datafusion::logical_expr::{Expr, LogicalPlan};
+
+use super::cut::{Anchor, Refusal};
+
+/// A plan of projections and filters over one table.
+pub(crate) struct Inlined {
+    /// The table's name.
+    pub(crate) source: String,
+    /// Its columns, as the expressions name them.
+    pub(crate) source_schema: DFSchemaRef,
+    /// Conjuncts, innermost first.
+    pub(crate) filters: Vec<Expr>,
+    /// The plan's columns, in their order.
+    pub(crate) columns: Vec<Expr>,
+}
+
+/// Inlines the input of the windowed aggregate.
+pub(crate) fn inline(plan: &LogicalPlan) -> Result<Inlined, Refusal> {
+    match plan {
+        LogicalPlan::TableScan(scan) => Ok(Inlined {
+            source: scan.table_name.table().to_owned(),
+            source_schema: Arc::clone(&scan.projected_schema),
+            filters: vec![],
+            columns: scan.projected_schema.columns().into_iter().map(Expr::Column).collect(),
+        }),
+        LogicalPlan::SubqueryAlias(alias) => inline(&alias.input),
+        LogicalPlan::Projection(projection) => {
+            let mut inlined = inline(&projection.input)?;
+            let schema = projection.input.schema();
+            let columns = projection.expr.iter().map(|expr| substitute(expr, schema, &inlined.columns));
+            inlined.columns = columns.collect::<Result<_>>()?;
+            Ok(inlined)
+        }
+        LogicalPlan::Filter(filter) => {
+            let mut inlined = inline(&filter.input)?;
+            let predicate = substitute(&filter.predicate, filter.input.schema(), &inlined.columns)?;
+            inlined.filters.extend(split_conjunction_owned(predicate));
+            Ok(inlined)
+        }
+        other => Err(refused(other)),
+    }
+}
+
+/// The expression with every column of `schema` replaced by the expression at its place, without aliases.
+pub(crate) fn substitute(expr: &Expr, schema: &DFSchema, columns: &[Expr]) -> Result<Expr> {
+    let replaced = expr.clone().transform_up(|expr| match expr {
+        Expr::Column(column) => Ok(Transformed::yes(columns[schema.index_of_column(&column)?].clone())),
+        Expr::Alias(alias) => Ok(Transformed::yes(*alias.expr)),
+        other => Ok(Transformed::no(other)),
+    })?;
+    Ok(replaced.data)
+}
+
+fn refused(plan: &LogicalPlan) -> Refusal {
+    let (what, help) = match plan {
+        LogicalPlan::Window(_) => (
+            "a function with OVER below the window",
+            "group by a window first, then rank its rows in an outer SELECT",
+        ),
+        LogicalPlan::Sort(_) | LogicalPlan::Limit(_) => (
+            "ORDER BY or LIMIT below the window",
+            "move it behind the GROUP BY, where it applies to each window",
+        ),
+        LogicalPlan::Join(_) => ("a join below the window", "read one table in FROM"),
+        LogicalPlan::Union(_) => ("UNION below the window", "write one INSERT per file"),
+        LogicalPlan::Unnest(_) => ("unnest below the window", "leave it out"),
+        _ => ("this form of sub-select below the window", "write SELECT … FROM table WHERE …"),
+    };
+    Refusal { at: Anchor::Innermost, message: format!("{what} is not supported yet"), help: help.to_owned() }
+}

@@ -1,0 +1,324 @@
+//! Text → statements: sqlparser, and `CREATE TABLE` with what the dialect adds to it.
+//!
+//! `WATERMARK FOR` stands among the columns, where stock sqlparser expects a column, so `CREATE TABLE` is read here
+//! with sqlparser's own token-level methods; each part keeps its place in the text for the catalog's findings.
+
+use datafusion::sql::sqlparser::ast::{DataType, Expr, Ident, Statement as SqlStatement};
+use datafusion::sql::sqlparser::dialect::GenericDialect;
+use datafusion::sql::sqlparser::keywords::Keyword;
+use datafusion::sql::sqlparser::parser::{Parser, ParserError};
+use datafusion::sql::sqlparser::tokenizer::{Location, Span, Token, TokenWithSpan};
+
+use super::diagnostic::{Finding, nearest};
+
+/// A statement and where it begins.
+#[derive(Clone, Debug)]
+pub(crate) struct Statement {
+    pub(crate) at: Span,
+    pub(crate) kind: StatementKind,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum StatementKind {
+    CreateTable(CreateTable),
+    Other(Box<SqlStatement>),
+}
+
+/// `CREATE TABLE name (columns, watermark) WITH (options)`, as written.
+#[derive(Clone, Debug)]
+pub(crate) struct CreateTable {
+    pub(crate) name: Ident,
+    pub(crate) columns: Vec<ColumnDecl>,
+    pub(crate) watermarks: Vec<WatermarkDecl>,
+    pub(crate) options: Vec<OptionDecl>,
+}
+
+/// One column as written.
+#[derive(Clone, Debug)]
+pub(crate) struct ColumnDecl {
+    pub(crate) name: Ident,
+    pub(crate) data_type: DataType,
+    pub(crate) type_at: Span,
+    pub(crate) not_null: bool,
+    pub(crate) default: Option<(Expr, Span)>,
+    /// What is recognised and refused: its place and its name.
+    pub(crate) unsupported: Vec<(Span, &'static str)>,
+}
+
+/// `WATERMARK FOR column [AS (expr)]` as written.
+#[derive(Clone, Debug)]
+pub(crate) struct WatermarkDecl {
+    pub(crate) at: Span,
+    pub(crate) column: Ident,
+    pub(crate) expr: Option<(Expr, Span)>,
+}
+
+/// `key = value` in `WITH (…)`.
+#[derive(Clone, Debug)]
+pub(crate) struct OptionDecl {
+    pub(crate) key: Ident,
+    pub(crate) value: String,
+    pub(crate) value_at: Span,
+}
+
+/// All statements of a text. After an error, reading goes on behind the next semicolon, so that one run names as many
+/// errors as it can.
+pub(crate) fn parse(text: &str) -> (Vec<Statement>, Vec<Finding>) {
+    let dialect = GenericDialect {};
+    let mut statements = Vec::new();
+    let mut findings = Vec::new();
+    let mut parser = match Parser::new(&dialect).try_with_sql(text) {
+        Ok(parser) => parser,
+        Err(error) => return (statements, vec![finding_of(error)]),
+    };
+    loop {
+        while parser.consume_token(&Token::SemiColon) {}
+        let first = parser.peek_token();
+        if first.token == Token::EOF {
+            return (statements, findings);
+        }
+        match statement(&mut parser, &first) {
+            Ok(kind) => statements.push(Statement { at: first.span, kind }),
+            Err(finding) => {
+                findings.push(finding);
+                while !matches!(parser.next_token().token, Token::SemiColon | Token::EOF) {}
+            }
+        }
+    }
+}
+
+type Parsed<T> = Result<T, Finding>;
+
+fn statement(parser: &mut Parser<'_>, first: &TokenWithSpan) -> Parsed<StatementKind> {
+    let kind = if parser.peek_keyword(Keyword::CREATE) && creates_table(parser) {
+        StatementKind::CreateTable(create_table(parser)?)
+    } else {
+        check_first_word(first)?;
+        StatementKind::Other(Box::new(parser.parse_statement().map_err(finding_of)?))
+    };
+    let next = parser.peek_token();
+    match next.token {
+        Token::SemiColon | Token::EOF => Ok(kind),
+        _ => Err(expected(&next, "a semicolon or the end of the file")),
+    }
+}
+
+/// Names the statements there are, with the nearest one: sqlparser says only "an SQL statement".
+fn check_first_word(first: &TokenWithSpan) -> Parsed<()> {
+    const STATEMENTS: [&str; 6] = ["CREATE TABLE", "CREATE VIEW", "INSERT INTO", "SELECT", "WITH", "CREATE"];
+    match &first.token {
+        Token::Word(word) if word.keyword == Keyword::NoKeyword => {
+            let firsts = ["CREATE", "INSERT", "SELECT", "WITH"];
+            let finding = Finding::error(first.span, format!("'{}' begins no statement", word.value));
+            Err(finding.help_nearest(&word.value, "statements", firsts))
+        }
+        Token::Word(_) | Token::LParen => Ok(()),
+        _ => Err(expected(first, STATEMENTS[..4].join(", ").as_str())),
+    }
+}
+
+fn creates_table(parser: &Parser<'_>) -> bool {
+    let [_, second] = parser.peek_tokens_ref();
+    matches!(&second.token, Token::Word(word) if word.keyword == Keyword::TABLE)
+}
+
+fn create_table(parser: &mut Parser<'_>) -> Parsed<CreateTable> {
+    parser.expect_keywords(&[Keyword::CREATE, Keyword::TABLE]).map_err(finding_of)?;
+    let name = identifier(parser, "a table name")?;
+    let open = parser.peek_token();
+    if !parser.consume_token(&Token::LParen) {
+        return Err(expected(&open, "'(' and the table's columns"));
+    }
+    let mut table = CreateTable { name, columns: vec![], watermarks: vec![], options: vec![] };
+    loop {
+        let at = parser.peek_token();
+        if is_watermark(parser)? {
+            table.watermarks.push(watermark(parser, at.span)?);
+        } else {
+            table.columns.push(column(parser)?);
+        }
+        let next = parser.next_token();
+        match next.token {
+            Token::Comma => {}
+            Token::RParen => break,
+            _ => return Err(expected(&next, "',' or ')' after a column, NOT NULL, or DEFAULT")),
+        }
+    }
+    let next = parser.peek_token();
+    if parser.parse_keyword(Keyword::WITH) {
+        table.options = options(parser)?;
+    } else {
+        return Err(expected(&next, "WITH (connector = …, type = …)"));
+    }
+    Ok(table)
+}
+
+/// Whether `WATERMARK FOR` comes next. No column can have a type named FOR, so a near miss is one too.
+fn is_watermark(parser: &Parser<'_>) -> Parsed<bool> {
+    let [first, second] = parser.peek_tokens_ref();
+    let (Token::Word(word), Token::Word(next)) = (&first.token, &second.token) else { return Ok(false) };
+    if next.keyword != Keyword::FOR || word.quote_style.is_some() {
+        return Ok(false);
+    }
+    if word.value.eq_ignore_ascii_case("watermark") {
+        return Ok(true);
+    }
+    let finding =
+        Finding::error(first.span, format!("'{} FOR' is neither a column nor a watermark", word.value));
+    Err(match nearest(&word.value, ["WATERMARK"]) {
+        Some(near) => finding.help(format!("did you mean '{near} FOR'?")),
+        None => finding
+            .help("write 'name TYPE' or 'WATERMARK FOR column AS (column - INTERVAL '500 milliseconds')'"),
+    })
+}
+
+fn watermark(parser: &mut Parser<'_>, at: Span) -> Parsed<WatermarkDecl> {
+    parser.advance_token();
+    parser.advance_token();
+    let column = identifier(parser, "the event-time column")?;
+    let expr = if parser.parse_keyword(Keyword::AS) {
+        let open = parser.peek_token();
+        if !parser.consume_token(&Token::LParen) {
+            return Err(expected(&open, "'(' and the watermark's expression"));
+        }
+        let start = parser.peek_token().span;
+        let expr = parser.parse_expr().map_err(finding_of)?;
+        parser.expect_token(&Token::RParen).map_err(finding_of)?;
+        Some((expr, start))
+    } else {
+        None
+    };
+    Ok(WatermarkDecl { at, column, expr })
+}
+
+fn column(parser: &mut Parser<'_>) -> Parsed<ColumnDecl> {
+    let name = identifier(parser, "a column name or WATERMARK FOR")?;
+    let type_token = parser.peek_token();
+    if !matches!(type_token.token, Token::Word(_)) {
+        return Err(expected(&type_token, "the column's type"));
+    }
+    let data_type = parser.parse_data_type().map_err(finding_of)?;
+    let mut column = ColumnDecl {
+        name,
+        data_type,
+        type_at: type_token.span,
+        not_null: false,
+        default: None,
+        unsupported: vec![],
+    };
+    while column_option(parser, &mut column)? {}
+    Ok(column)
+}
+
+/// Reads one option behind a column's type; false when there is none.
+fn column_option(parser: &mut Parser<'_>, column: &mut ColumnDecl) -> Parsed<bool> {
+    let at = parser.peek_token();
+    let Token::Word(word) = &at.token else { return Ok(false) };
+    if parser.parse_keywords(&[Keyword::NOT, Keyword::NULL]) {
+        column.not_null = true;
+    } else if parser.parse_keyword(Keyword::NULL) {
+        column.not_null = false;
+    } else if parser.parse_keyword(Keyword::DEFAULT) {
+        let start = parser.peek_token().span;
+        // Without operators: `DEFAULT 'x' NOT NULL` would otherwise read as `'x' IS NOT NULL`.
+        let value = parser.parse_prefix().map_err(finding_of)?;
+        column.default = Some((value, start));
+    } else if word.value.eq_ignore_ascii_case("metadata") {
+        parser.advance_token();
+        if !parser.parse_keyword(Keyword::FROM) {
+            return Err(expected(&parser.peek_token(), "FROM and the metadata's name in quotes"));
+        }
+        parser.parse_literal_string().map_err(finding_of)?;
+        column.unsupported.push((at.span, "METADATA FROM"));
+    } else if parser.parse_keyword(Keyword::GENERATED) {
+        generated(parser)?;
+        column.unsupported.push((at.span, "GENERATED ALWAYS AS"));
+    } else {
+        let options = ["NOT NULL", "DEFAULT", "METADATA FROM", "GENERATED ALWAYS AS"];
+        let finding = Finding::error(at.span, format!("unknown column option '{}'", word.value));
+        return Err(finding.help_nearest(&word.value, "column options", options));
+    }
+    Ok(true)
+}
+
+fn generated(parser: &mut Parser<'_>) -> Parsed<()> {
+    parser.expect_keywords(&[Keyword::ALWAYS, Keyword::AS]).map_err(finding_of)?;
+    parser.expect_token(&Token::LParen).map_err(finding_of)?;
+    parser.parse_expr().map_err(finding_of)?;
+    parser.expect_token(&Token::RParen).map_err(finding_of)?;
+    let _stored = parser.parse_keyword(Keyword::STORED);
+    Ok(())
+}
+
+fn options(parser: &mut Parser<'_>) -> Parsed<Vec<OptionDecl>> {
+    let open = parser.peek_token();
+    if !parser.consume_token(&Token::LParen) {
+        return Err(expected(&open, "'(' and the table's options"));
+    }
+    let mut options = Vec::new();
+    loop {
+        let key = identifier(parser, "an option's name")?;
+        let equals = parser.next_token();
+        if equals.token != Token::Eq {
+            return Err(expected(&equals, "'=' and the option's value"));
+        }
+        let value = parser.next_token();
+        match &value.token {
+            Token::SingleQuotedString(text) => {
+                options.push(OptionDecl { key, value: text.clone(), value_at: value.span });
+            }
+            found => {
+                let finding = expected(&value, "the option's value as text in single quotes");
+                return Err(finding.help(format!("write '{}'", found.to_string().replace('"', ""))));
+            }
+        }
+        let next = parser.next_token();
+        match next.token {
+            Token::Comma => {}
+            Token::RParen => return Ok(options),
+            _ => return Err(expected(&next, "',' or ')' after an option")),
+        }
+    }
+}
+
+/// A name, with its place: sqlparser drops the place of a quoted one.
+fn identifier(parser: &mut Parser<'_>, what: &str) -> Parsed<Ident> {
+    let token = parser.peek_token();
+    match token.token {
+        Token::Word(_) | Token::SingleQuotedString(_) | Token::DoubleQuotedString(_) => {
+            let mut ident = parser.parse_identifier().map_err(finding_of)?;
+            ident.span = token.span;
+            Ok(ident)
+        }
+        _ => Err(expected(&token, what)),
+    }
+}
+
+fn expected(found: &TokenWithSpan, what: &str) -> Finding {
+    let found_text = match &found.token {
+        Token::EOF => "the end of the file".to_owned(),
+        token => format!("'{token}'"),
+    };
+    Finding::error(found.span, format!("expected {what}, found {found_text}"))
+}
+
+/// sqlparser writes the place into its message: `… at Line: 3, Column: 7`.
+pub(crate) fn finding_of(error: ParserError) -> Finding {
+    let message = match error {
+        ParserError::TokenizerError(message) | ParserError::ParserError(message) => message,
+        ParserError::RecursionLimitExceeded => "the statement is nested too deeply".to_owned(),
+    };
+    let (text, start) = match message.rsplit_once(" at Line: ") {
+        Some((text, place)) => {
+            let parsed = place.split_once(", Column: ").and_then(|(line, column)| {
+                Some(Location { line: line.trim().parse().ok()?, column: column.trim().parse().ok()? })
+            });
+            (text.to_owned(), parsed)
+        }
+        None => (message, None),
+    };
+    let text = text.strip_prefix("Expected: ").map_or(text.clone(), |rest| format!("expected {rest}"));
+    let text = text.replace("found: EOF", "found the end of the file").replace("found: ", "found ");
+    let span = start.map_or_else(Span::empty, |start| Span { start, end: start });
+    Finding::error(span, text)
+}

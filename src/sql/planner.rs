@@ -1,0 +1,181 @@
+//! A query's syntax tree → analysed plan, by DataFusion's SQL planner over the declared tables and views.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use datafusion::common::config::ConfigOptions;
+use datafusion::common::{DFSchema, Result, TableReference, plan_err};
+use datafusion::logical_expr::planner::{ContextProvider, ExprPlanner};
+use datafusion::logical_expr::simplify::SimplifyContext;
+use datafusion::logical_expr::{
+    AggregateUDF, Expr, HigherOrderUDF, LogicalPlan, ScalarUDF, TableSource, WindowUDF,
+};
+use datafusion::optimizer::Analyzer;
+use datafusion::optimizer::simplify_expressions::ExprSimplifier;
+use datafusion::sql::planner::{PlannerContext, SqlToRel};
+use datafusion::sql::sqlparser::ast::{Expr as SqlExpr, Query, Statement};
+
+use super::functions::{Functions, interval_ns};
+use crate::reaction::table::{ColumnType, Table, TableKind};
+
+/// What a name in FROM stands for.
+#[derive(Clone)]
+pub(crate) enum Relation {
+    /// A declared table.
+    Table(Table),
+    /// The analysed plan of a `CREATE VIEW`.
+    View(LogicalPlan),
+    /// Declared, but wrongly: what reads it is not reported a second time.
+    Broken,
+}
+
+/// The session: settings, functions, tables.
+pub(crate) struct Planner {
+    config: Arc<ConfigOptions>,
+    pub(crate) functions: Functions,
+    pub(crate) relations: BTreeMap<String, Relation>,
+}
+
+impl Planner {
+    /// Without tables.
+    pub(crate) fn new() -> Self {
+        let mut config = ConfigOptions::default();
+        config.sql_parser.map_string_types_to_utf8view = false;
+        config.sql_parser.collect_spans = true;
+        config.execution.target_partitions = 1;
+        Self { config: Arc::new(config), functions: Functions::new(), relations: BTreeMap::new() }
+    }
+
+    /// The query's plan after type coercion, before any optimiser rule.
+    pub(crate) fn plan(&self, query: Query) -> Result<LogicalPlan> {
+        let plan = SqlToRel::new(self).sql_statement_to_plan(Statement::Query(Box::new(query)))?;
+        self.analyse(plan)
+    }
+
+    /// Resolves types; the plan is executable afterwards.
+    pub(crate) fn analyse(&self, plan: LogicalPlan) -> Result<LogicalPlan> {
+        Analyzer::new().execute_and_check(plan, &self.config, |_, _| {})
+    }
+
+    /// A simplifier over expressions of that schema. Knows no time of day: `now()` has been refused before.
+    pub(crate) fn simplifier(&self, schema: &Arc<DFSchema>) -> ExprSimplifier {
+        let context = SimplifyContext::builder()
+            .with_config_options(Arc::clone(&self.config))
+            .with_schema(Arc::clone(schema))
+            .build();
+        ExprSimplifier::new(context)
+    }
+
+    /// The value of a literal INTERVAL in nanoseconds; the error says what is wrong with it, if anything is known.
+    pub(crate) fn constant_interval(&self, expr: &SqlExpr) -> std::result::Result<i64, Option<String>> {
+        if !matches!(expr, SqlExpr::Interval(_)) {
+            return Err(None);
+        }
+        let planned =
+            SqlToRel::new(self).sql_to_expr(expr.clone(), &DFSchema::empty(), &mut PlannerContext::new());
+        match planned {
+            Ok(Expr::Literal(value, _)) => interval_ns(&value).map_err(Some),
+            Ok(_) => Err(None),
+            Err(error) => Err(Some(error.strip_backtrace())),
+        }
+    }
+}
+
+/// The Arrow type of a column.
+pub(crate) fn arrow_type(data_type: ColumnType) -> DataType {
+    match data_type {
+        ColumnType::Text => DataType::Utf8,
+        ColumnType::Timestamp => DataType::Timestamp(TimeUnit::Nanosecond, None),
+        ColumnType::Int => DataType::Int32,
+        ColumnType::Bigint => DataType::Int64,
+        ColumnType::IntUnsigned => DataType::UInt32,
+        ColumnType::BigintUnsigned => DataType::UInt64,
+        ColumnType::Float => DataType::Float32,
+        ColumnType::Double => DataType::Float64,
+        ColumnType::Boolean => DataType::Boolean,
+    }
+}
+
+/// A table's columns as Arrow has them: TEXT as Utf8, TIMESTAMP in nanoseconds without zone.
+pub fn arrow_schema(table: &Table) -> SchemaRef {
+    let field = |column: &crate::reaction::table::Column| {
+        Field::new(&column.name, arrow_type(column.data_type), column.nullable)
+    };
+    Arc::new(Schema::new(table.columns.iter().map(field).collect::<Vec<_>>()))
+}
+
+struct Source {
+    schema: SchemaRef,
+    plan: Option<LogicalPlan>,
+}
+
+impl TableSource for Source {
+    fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
+    }
+
+    fn get_logical_plan(&self) -> Option<Cow<'_, LogicalPlan>> {
+        self.plan.as_ref().map(Cow::Borrowed)
+    }
+}
+
+impl ContextProvider for Planner {
+    fn get_table_source(&self, name: TableReference) -> Result<Arc<dyn TableSource>> {
+        match self.relations.get(name.table()) {
+            Some(Relation::Table(table)) if table.kind == TableKind::Source => {
+                Ok(Arc::new(Source { schema: arrow_schema(table), plan: None }))
+            }
+            Some(Relation::View(plan)) => {
+                let schema = Arc::new(plan.schema().as_arrow().clone());
+                Ok(Arc::new(Source { schema, plan: Some(plan.clone()) }))
+            }
+            _ => plan_err!("no source table or view is called '{name}'"),
+        }
+    }
+
+    fn get_expr_planners(&self) -> &[Arc<dyn ExprPlanner>] {
+        &self.functions.planners
+    }
+
+    fn get_function_meta(&self, name: &str) -> Option<Arc<ScalarUDF>> {
+        self.functions.scalar.get(name).cloned()
+    }
+
+    fn get_higher_order_meta(&self, name: &str) -> Option<Arc<HigherOrderUDF>> {
+        self.functions.higher_order.get(name).cloned()
+    }
+
+    fn get_aggregate_meta(&self, name: &str) -> Option<Arc<AggregateUDF>> {
+        self.functions.aggregate.get(name).cloned()
+    }
+
+    fn get_window_meta(&self, name: &str) -> Option<Arc<WindowUDF>> {
+        self.functions.window.get(name).cloned()
+    }
+
+    fn get_variable_type(&self, _variable_names: &[String]) -> Option<DataType> {
+        None
+    }
+
+    fn options(&self) -> &ConfigOptions {
+        &self.config
+    }
+
+    fn udf_names(&self) -> Vec<String> {
+        self.functions.scalar.keys().cloned().collect()
+    }
+
+    fn higher_order_function_names(&self) -> Vec<String> {
+        self.functions.higher_order.keys().cloned().collect()
+    }
+
+    fn udaf_names(&self) -> Vec<String> {
+        self.functions.aggregate.keys().cloned().collect()
+    }
+
+    fn udwf_names(&self) -> Vec<String> {
+        self.functions.window.keys().cloned().collect()
+    }
+}

@@ -1,0 +1,443 @@
+//! Files → [`Program`]: all tables first, then views, then one query per file.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use arrow::compute::can_cast_types;
+use arrow::datatypes::DataType;
+use datafusion::logical_expr::{Expr, ExprSchemable, LogicalPlan, LogicalPlanBuilder};
+use datafusion::sql::sqlparser::ast::{
+    CreateView, Insert, Query as SqlQuery, Spanned, Statement as SqlStatement, TableObject,
+};
+use datafusion::sql::sqlparser::tokenizer::Span;
+
+use super::diagnostic::{Finding, start_of_text};
+use super::parse::{CreateTable, Statement, StatementKind, parse};
+use super::planner::{Planner, Relation, arrow_type};
+use super::{Diagnostic, Program, Query, Severity, SqlFile, catalog, checks, cut, errors, rewrite};
+use crate::reaction::table::{Table, TableKind};
+
+/// Plans the files as one program, whatever their order: every `CREATE` counts for all of them.
+///
+/// # Errors
+/// Everything that is wrong, in order of files and places, as far as one run can tell.
+pub fn plan_program(files: &[SqlFile]) -> Result<Program, Vec<Diagnostic>> {
+    plan_program_with(files, &[])
+}
+
+/// Plans the files as one program; a table or view that they read and do not declare comes from `beside`, of which only the
+/// `CREATE`s count.
+///
+/// # Errors
+/// As [`plan_program`].
+pub fn plan_program_with(files: &[SqlFile], beside: &[SqlFile]) -> Result<Program, Vec<Diagnostic>> {
+    let mut build = Build::new();
+    let mut own = build.parse(files);
+    let mut others = build.parse(beside);
+    build.keep_missing_creates(&own, &mut others);
+    own.extend(others);
+    own.sort_by(|a, b| a.file.name.cmp(&b.file.name));
+    build.tables(&own);
+    build.views(&own);
+    build.queries(&own);
+    build.finish()
+}
+
+/// A file with its statements.
+struct Parsed<'a> {
+    file: &'a SqlFile,
+    statements: Vec<Statement>,
+}
+
+struct Build {
+    planner: Planner,
+    tables: Vec<Table>,
+    queries: Vec<Query>,
+    diagnostics: Vec<Diagnostic>,
+}
+
+impl Build {
+    fn new() -> Self {
+        Self { planner: Planner::new(), tables: vec![], queries: vec![], diagnostics: vec![] }
+    }
+
+    fn parse<'a>(&mut self, files: &'a [SqlFile]) -> Vec<Parsed<'a>> {
+        let mut parsed = Vec::new();
+        for file in files {
+            let (statements, findings) = parse(&file.text);
+            self.report(file, findings);
+            parsed.push(Parsed { file, statements });
+        }
+        parsed
+    }
+
+    fn report(&mut self, file: &SqlFile, findings: impl IntoIterator<Item = Finding>) {
+        for finding in findings {
+            let diagnostic = finding.within(file);
+            if !self.diagnostics.contains(&diagnostic) {
+                self.diagnostics.push(diagnostic);
+            }
+        }
+    }
+
+    fn keep_missing_creates(&self, own: &[Parsed<'_>], beside: &mut [Parsed<'_>]) {
+        let declared: BTreeSet<String> =
+            own.iter().flat_map(|parsed| parsed.statements.iter().filter_map(declared_name)).collect();
+        for parsed in beside {
+            parsed.statements.retain(|s| declared_name(s).is_some_and(|name| !declared.contains(&name)));
+        }
+    }
+
+    fn tables(&mut self, files: &[Parsed<'_>]) {
+        for parsed in files {
+            for statement in &parsed.statements {
+                if let StatementKind::CreateTable(decl) = &statement.kind {
+                    self.table(parsed.file, decl);
+                }
+            }
+        }
+    }
+
+    fn table(&mut self, file: &SqlFile, decl: &CreateTable) {
+        let name = catalog::normalized(&decl.name);
+        if self.planner.relations.contains_key(&name) {
+            let finding = Finding::error(decl.name.span, format!("table '{name}' is declared twice"));
+            self.report(file, [finding.help("leave one of the two declarations out")]);
+            return;
+        }
+        let relation = match catalog::table(decl, &self.planner) {
+            Ok(table) => match self.tables.iter().find(|other| other.topic == table.topic) {
+                Some(other) => {
+                    let message = format!("topic '{}' is table '{}''s already", table.topic, other.name);
+                    let finding =
+                        Finding::error(decl.name.span, message).help("give each table a topic of its own");
+                    self.report(file, [finding]);
+                    Relation::Broken
+                }
+                None => {
+                    self.tables.push(table.clone());
+                    Relation::Table(table)
+                }
+            },
+            Err(findings) => {
+                self.report(file, findings);
+                Relation::Broken
+            }
+        };
+        self.planner.relations.insert(name, relation);
+    }
+
+    /// Views in any order: one that reads another waits until that is known.
+    fn views(&mut self, files: &[Parsed<'_>]) {
+        let mut waiting: Vec<(&SqlFile, &CreateView)> = Vec::new();
+        for parsed in files {
+            for statement in &parsed.statements {
+                if let StatementKind::Other(other) = &statement.kind
+                    && let SqlStatement::CreateView(view) = other.as_ref()
+                {
+                    waiting.push((parsed.file, view));
+                }
+            }
+        }
+        while !waiting.is_empty() {
+            let names: Vec<String> = waiting.iter().filter_map(|(_, view)| view_name(view)).collect();
+            let ready = waiting.iter().position(|(_, view)| {
+                !checks::relations_read(&view.query).iter().any(|read| names.contains(read))
+            });
+            // Without one they read each other in a circle; planning any then says which table it lacks.
+            let (file, view) = waiting.remove(ready.unwrap_or(0));
+            self.view(file, view);
+        }
+    }
+
+    fn view(&mut self, file: &SqlFile, view: &CreateView) {
+        let Some((name, at)) = checks::last_name(&view.name) else { return };
+        if self.planner.relations.contains_key(&name) {
+            let finding = Finding::error(at, format!("'{name}' is declared twice"));
+            self.report(file, [finding.help("choose another name")]);
+            return;
+        }
+        let plain = view.columns.is_empty() && !view.materialized && !view.temporary && !view.or_replace;
+        let planned = if plain {
+            self.plan(file, &view.query)
+        } else {
+            let finding = Finding::error(at, "only CREATE VIEW name AS SELECT … is supported");
+            self.report(file, [finding]);
+            None
+        };
+        self.planner.relations.insert(name, planned.map_or(Relation::Broken, Relation::View));
+    }
+
+    fn queries(&mut self, files: &[Parsed<'_>]) {
+        for parsed in files {
+            let mut inserts = 0;
+            for statement in &parsed.statements {
+                let StatementKind::Other(other) = &statement.kind else { continue };
+                match other.as_ref() {
+                    SqlStatement::CreateView(_) => {}
+                    SqlStatement::Insert(insert) => {
+                        inserts += 1;
+                        if inserts == 1 {
+                            self.insert(parsed.file, statement.at, insert);
+                        } else {
+                            let message = "a second INSERT in one file is not supported yet";
+                            let finding = Finding::error(statement.at, message);
+                            self.report(parsed.file, [finding.help("move it to a file of its own")]);
+                        }
+                    }
+                    SqlStatement::Query(_) => {
+                        let message = "a SELECT on its own needs 'emostream run', which is not built yet";
+                        let finding = Finding::error(statement.at, message);
+                        self.report(parsed.file, [finding.help("write INSERT INTO a sink before it")]);
+                    }
+                    _ => {
+                        let finding = Finding::error(statement.at, "this statement is not supported");
+                        let help = "statements: CREATE TABLE, CREATE VIEW, INSERT INTO … SELECT";
+                        self.report(parsed.file, [finding.help(help)]);
+                    }
+                }
+            }
+        }
+    }
+
+    fn insert(&mut self, file: &SqlFile, at: Span, insert: &Insert) {
+        let name = match query_name(file) {
+            Ok(name) => name,
+            Err(finding) => return self.report(file, [finding]),
+        };
+        if self.queries.iter().any(|query| query.name == name) {
+            let finding =
+                Finding::error(start_of_text(), format!("two files give the query's name '{name}'"));
+            return self.report(file, [finding.help("rename one of the files")]);
+        }
+        let sink = self.sink(insert);
+        let Some(select) = select_of(insert) else {
+            let finding = Finding::error(at, "only INSERT INTO sink SELECT … is supported");
+            return self
+                .report(file, [finding.help("write the sink's columns in their order, without a list")]);
+        };
+        let planned = self.plan(file, select);
+        let sink = match sink {
+            Ok(sink) => sink,
+            Err(finding) => return self.report(file, finding),
+        };
+        let Some(plan) = planned else { return };
+        match self.query(file, name, sink, select, plan) {
+            Ok(query) => self.queries.push(query),
+            Err(findings) => self.report(file, findings),
+        }
+    }
+
+    fn query(
+        &mut self,
+        file: &SqlFile,
+        name: String,
+        sink: Table,
+        select: &SqlQuery,
+        plan: LogicalPlan,
+    ) -> Result<Query, Vec<Finding>> {
+        let (plan, warnings) = into_sink(plan, &sink, select)?;
+        self.report(file, warnings);
+        let plan =
+            self.planner.analyse(plan).map_err(|error| vec![errors::finding(&error, select, false)])?;
+        let cut = cut::cut(plan, &self.planner).map_err(|refusal| vec![errors::refusal(refusal, select)])?;
+        let source = self.tables.iter().find(|table| table.name == cut.source).cloned();
+        let source =
+            source.ok_or_else(|| vec![Finding::error(errors::first_word(select), "it reads no source")])?;
+        Ok(Query { name, text: file.text.clone(), sink, source, cut })
+    }
+
+    /// The sink that an INSERT names; nothing to report when its declaration is wrong.
+    fn sink(&self, insert: &Insert) -> Result<Table, Option<Finding>> {
+        let TableObject::TableName(table) = &insert.table else {
+            return Err(Some(Finding::error(insert.table.span(), "expected the name of a sink table")));
+        };
+        let Some((name, at)) = checks::last_name(table).filter(|_| table.0.len() == 1) else {
+            return Err(Some(Finding::error(table.span(), "expected the name of a sink table")));
+        };
+        let sinks = || {
+            let sinks = self.tables.iter().filter(|table| table.kind == TableKind::Sink);
+            sinks.map(|table| table.name.as_str())
+        };
+        match self.planner.relations.get(&name) {
+            Some(Relation::Table(table)) if table.kind == TableKind::Sink => {
+                match self.queries.iter().find(|query| query.sink.name == name) {
+                    Some(other) => {
+                        let message = format!("sink '{name}' is written by query '{}' already", other.name);
+                        Err(Some(Finding::error(at, message).help("give each query a sink of its own")))
+                    }
+                    None => Ok(table.clone()),
+                }
+            }
+            Some(Relation::Table(_)) => {
+                let finding = Finding::error(at, format!("table '{name}' is a source; ingest writes it"));
+                Err(Some(finding.help_nearest(&name, "sinks", sinks())))
+            }
+            Some(Relation::View(_)) => {
+                Err(Some(Finding::error(at, format!("'{name}' is a view, not a sink"))))
+            }
+            Some(Relation::Broken) => Err(None),
+            None => {
+                let finding = Finding::error(at, format!("unknown table '{name}'"));
+                Err(Some(finding.help_nearest(&name, "sinks", sinks())))
+            }
+        }
+    }
+
+    /// The query's analysed plan; findings are reported.
+    fn plan(&mut self, file: &SqlFile, query: &SqlQuery) -> Option<LogicalPlan> {
+        let checked = checks::check(query, &self.planner);
+        let refused = !checked.findings.is_empty();
+        self.report(file, checked.findings);
+        if refused || checked.reads_broken {
+            return None;
+        }
+        let mut rewritten = query.clone();
+        rewrite::window_fields(&mut rewritten);
+        match self.planner.plan(rewritten) {
+            Ok(plan) => Some(plan),
+            Err(error) => {
+                self.report(file, [errors::finding(&error, query, !checked.reads_view)]);
+                None
+            }
+        }
+    }
+
+    fn finish(self) -> Result<Program, Vec<Diagnostic>> {
+        let mut diagnostics = self.diagnostics;
+        diagnostics.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
+        if diagnostics.iter().any(|diagnostic| diagnostic.severity == Severity::Error) {
+            return Err(diagnostics);
+        }
+        Ok(Program { tables: self.tables, queries: self.queries, warnings: diagnostics })
+    }
+}
+
+fn declared_name(statement: &Statement) -> Option<String> {
+    match &statement.kind {
+        StatementKind::CreateTable(decl) => Some(catalog::normalized(&decl.name)),
+        StatementKind::Other(other) => match other.as_ref() {
+            SqlStatement::CreateView(view) => view_name(view),
+            _ => None,
+        },
+    }
+}
+
+fn view_name(view: &CreateView) -> Option<String> {
+    checks::last_name(&view.name).map(|(name, _)| name)
+}
+
+/// The file's name without `.sql`. It becomes part of addresses and of transactional ids.
+fn query_name(file: &SqlFile) -> Result<String, Finding> {
+    let stem = Path::new(&file.name).file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    if stem.is_empty() || stem.len() > 100 || !stem.chars().all(allowed) {
+        let message = format!("the file's name gives the query's, and '{stem}' is none");
+        let finding = Finding::error(start_of_text(), message);
+        return Err(finding.help("name the file with letters, digits, '_', '-' and '.'"));
+    }
+    Ok(stem.to_owned())
+}
+
+fn select_of(insert: &Insert) -> Option<&SqlQuery> {
+    let plain = insert.columns.is_empty()
+        && insert.into
+        && !insert.overwrite
+        && insert.partitioned.is_none()
+        && insert.on.is_none()
+        && insert.returning.is_none()
+        && insert.table_alias.is_none();
+    insert.source.as_deref().filter(|_| plain)
+}
+
+/// The plan with its columns cast to the sink's, by position.
+fn into_sink(
+    plan: LogicalPlan,
+    sink: &Table,
+    select: &SqlQuery,
+) -> Result<(LogicalPlan, Vec<Finding>), Vec<Finding>> {
+    let columns = plan.schema().columns();
+    if columns.len() != sink.columns.len() {
+        let listed: Vec<String> =
+            sink.columns.iter().map(|c| format!("{} {}", c.name, c.data_type.sql_name())).collect();
+        let at = if columns.len() > sink.columns.len() {
+            errors::output_column(select, sink.columns.len())
+        } else {
+            errors::first_word(select)
+        };
+        let message = format!(
+            "the SELECT gives {} columns, table '{}' has {}",
+            columns.len(),
+            sink.name,
+            sink.columns.len()
+        );
+        return Err(vec![Finding::error(at, message).help(format!("columns: {}", listed.join(", ")))]);
+    }
+    let mut exprs = Vec::new();
+    let mut errors = Vec::new();
+    let mut warnings = Vec::new();
+    for (index, (column, target)) in columns.into_iter().zip(&sink.columns).enumerate() {
+        let field = plan.schema().field(index);
+        let (from, to) = (field.data_type(), arrow_type(target.data_type));
+        let at = errors::output_column(select, index);
+        if !is_assignable(from, &to) {
+            errors.push(unassignable(at, from, &sink.name, target));
+            continue;
+        }
+        if field.is_nullable() && !target.nullable {
+            let message =
+                format!("column '{}' of '{}' is NOT NULL, this may be null", target.name, sink.name);
+            warnings.push(Finding::warning(at, message).help("a null would be written as null"));
+        }
+        let expr = Expr::Column(column);
+        let cast = if *from == to { Ok(expr) } else { expr.cast_to(&to, plan.schema()) };
+        match cast {
+            Ok(expr) => exprs.push(expr.alias(&target.name)),
+            Err(_) => errors.push(unassignable(at, from, &sink.name, target)),
+        }
+    }
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    let built = LogicalPlanBuilder::from(plan).project(exprs).and_then(LogicalPlanBuilder::build);
+    built.map(|plan| (plan, warnings)).map_err(|error| vec![errors::finding(&error, select, false)])
+}
+
+fn unassignable(at: Span, from: &DataType, sink: &str, target: &crate::reaction::table::Column) -> Finding {
+    let to = target.data_type.sql_name();
+    let message = format!("column '{}' of '{sink}' is {to}, this is {}", target.name, sql_name(from));
+    Finding::error(at, message).help(match from {
+        DataType::Struct(_) => "write window.start or window.end".to_owned(),
+        _ => format!("columns go by position; put the right one here, or write CAST(… AS {to})"),
+    })
+}
+
+/// What an INSERT casts by itself: within numbers, within times, anything to text. Text to numbers is a CAST to be
+/// written: it can fail at any row.
+fn is_assignable(from: &DataType, to: &DataType) -> bool {
+    match to {
+        _ if from == to || from.is_null() => true,
+        DataType::Utf8 => !from.is_nested() && can_cast_types(from, to),
+        DataType::Timestamp(..) => {
+            matches!(from, DataType::Timestamp(..) | DataType::Date32 | DataType::Date64)
+        }
+        to if to.is_numeric() => from.is_numeric(),
+        _ => false,
+    }
+}
+
+fn sql_name(data_type: &DataType) -> String {
+    match data_type {
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => "TEXT".to_owned(),
+        DataType::Int32 => "INT".to_owned(),
+        DataType::Int64 => "BIGINT".to_owned(),
+        DataType::UInt32 => "INT UNSIGNED".to_owned(),
+        DataType::UInt64 => "BIGINT UNSIGNED".to_owned(),
+        DataType::Float32 => "FLOAT".to_owned(),
+        DataType::Float64 => "DOUBLE".to_owned(),
+        DataType::Boolean => "BOOLEAN".to_owned(),
+        DataType::Timestamp(..) => "TIMESTAMP".to_owned(),
+        DataType::Struct(_) => "a window".to_owned(),
+        other => other.to_string(),
+    }
+}
