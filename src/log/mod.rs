@@ -188,6 +188,11 @@ pub enum LogError {
 /// A durable, partitioned, append-only, transactional store.
 #[async_trait]
 pub trait Log: Send + Sync + 'static {
+    /// Whether other processes append to it too, so that what they are about to append cannot be seen from here.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     /// Creates the topics that do not exist. One that exists with at least as many partitions is left as it is.
     async fn create_topics(&self, specs: &[TopicSpec]) -> Result<(), LogError>;
 

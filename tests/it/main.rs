@@ -9,5 +9,6 @@ mod kafka;
 mod kafka_foreign_reader;
 mod log_conformance;
 mod publish;
+mod pipeline;
 mod simulate;
 mod support;

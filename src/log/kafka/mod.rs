@@ -68,6 +68,10 @@ impl KafkaLog {
 
 #[async_trait]
 impl Log for KafkaLog {
+    fn is_shared(&self) -> bool {
+        true
+    }
+
     async fn create_topics(&self, specs: &[TopicSpec]) -> Result<(), LogError> {
         topics::create_topics(&self.settings, &self.meta, specs).await
     }

@@ -1,0 +1,629 @@
+//! The shell around the pure core: reads partitions, waits for windows to end, commits, recovers.
+//!
+//! One task per partition feeds its [`Partition`]; one task per query closes windows when the minimum of the
+//! watermarks passes a boundary, and commits rows, figures and positions in one transaction. While a commit is under
+//! way partitions go on reading. After any doubt about the log — the process was killed, a commit's end is not known —
+//! the query starts over: fence, read the checkpoint, rebuild what was open.
+
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Serialize;
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::Settings;
+use super::closing::{Closed, Closer, Start, total};
+use super::compile::CompiledQuery;
+use super::partition::{Partition, TimeRules};
+use super::{sink, watermark};
+use crate::clock;
+use crate::log::failpoint;
+use crate::log::{Log, LogError, NewRecord, PartitionRange, Reader, TOPIC_CHECKPOINTS, Transaction, Writer};
+use crate::reaction::checkpoint::{Checkpoint, Gap};
+use crate::reaction::figures::Figures;
+use crate::reaction::time::{NS_PER_MS, format_rfc3339};
+use crate::shutdown::Tasks;
+
+/// One read brings about this many bytes: enough to amortise it, little to hold.
+const READ_BYTES: usize = 4 << 20;
+/// How long a read waits when no window is open.
+const IDLE_WAIT: Duration = Duration::from_secs(1);
+/// How soon to look again when a window should be over and its partition's end is not proved yet.
+const PROOF_WAIT: Duration = Duration::from_millis(2);
+/// Positions are committed at the latest after this time, or after [`COMMIT_ROWS`], also without results.
+const COMMIT_EVERY: Duration = Duration::from_secs(5);
+const COMMIT_ROWS: u64 = 1_000_000;
+/// A partition this far ahead of the slowest, in event time, is paused: open panes stay bounded.
+const MAX_SKEW_NS: i64 = 10_000 * NS_PER_MS;
+/// How long a request for figures waits for the readers to reach the log's end.
+const FIGURES_WAIT: Duration = Duration::from_secs(1);
+/// On a shared log, how long after a (re)start no partition counts as idle, besides the table's delay: a flush of
+/// ingest that may be under way (200 ms) and a second.
+const SHARED_HOLD_MS: i64 = 1_200;
+/// Between attempts to recover: from … to.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// What all queries of the process share.
+pub struct Shared {
+    log: Arc<dyn Log>,
+    max_groups: usize,
+    rules: TimeRules,
+    /// As many partitions are worked on at the same time.
+    workers: Semaphore,
+}
+
+impl Shared {
+    /// From the settings, and what the log is.
+    pub fn new(log: Arc<dyn Log>, settings: &Settings) -> Self {
+        let idle_ms = settings.idle_ms.unwrap_or(if log.is_shared() { 100 } else { 0 });
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Self {
+            rules: TimeRules {
+                future_tolerance_ms: i64::try_from(settings.future_tolerance_ms).unwrap_or(i64::MAX),
+                idle_ms: i64::try_from(idle_ms).unwrap_or(i64::MAX),
+            },
+            max_groups: usize::try_from(settings.max_groups).unwrap_or(usize::MAX),
+            workers: Semaphore::new(settings.workers.unwrap_or(cores).max(1)),
+            log,
+        }
+    }
+}
+
+/// What a query is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Reading its checkpoint, rebuilding open windows, or waiting for the log.
+    Recovering,
+    /// Up to date or catching up.
+    Running,
+    /// Another process runs it.
+    Fenced,
+    /// Stopped by an error that needs somebody; see `last_error`.
+    Failed,
+}
+
+/// A query's state as `GET /v1/queries/{name}` tells it.
+#[derive(Clone, Debug, Serialize)]
+pub struct QueryReport {
+    /// The file's name without `.sql`.
+    pub name: String,
+    /// The file's text.
+    pub text: String,
+    /// Rises with every change of the text.
+    pub version: u64,
+    /// What it is doing.
+    pub state: State,
+    /// RFC 3339; null before the first row.
+    pub watermark: Option<String>,
+    /// Records of the source topic not read yet at this cut.
+    pub lag_records: i64,
+    /// The account at this cut.
+    #[serde(flatten)]
+    pub figures: Figures,
+    /// Why it failed, or what it last recovered from.
+    pub last_error: Option<String>,
+    /// Event time for which this version emitted nothing.
+    pub gap: Option<Gap>,
+}
+
+/// Why a run of a query ended, by what is to be done.
+enum Failure {
+    /// Recover: fence, read the checkpoint, rebuild.
+    Recover(String),
+    /// Another process took over.
+    Fenced(String),
+    /// Somebody has to look.
+    Stop(String),
+}
+
+impl From<LogError> for Failure {
+    fn from(error: LogError) -> Self {
+        match error {
+            LogError::Unavailable(_) | LogError::Indefinite(_) | LogError::UnknownTopic(_) => {
+                Self::Recover(error.to_string())
+            }
+            LogError::Fenced(_) => Self::Fenced(error.to_string()),
+            LogError::OffsetGone { .. } | LogError::Refused(_) => Self::Stop(error.to_string()),
+        }
+    }
+}
+
+impl From<datafusion::error::DataFusionError> for Failure {
+    fn from(error: datafusion::error::DataFusionError) -> Self {
+        Self::Stop(error.to_string())
+    }
+}
+
+/// One query of this process.
+pub struct RunningQuery {
+    query: Arc<CompiledQuery>,
+    text: String,
+    version: u64,
+    shared: Arc<Shared>,
+    status: Mutex<Status>,
+}
+
+struct Status {
+    state: State,
+    last_error: Option<String>,
+    run: Option<Arc<Run>>,
+}
+
+/// One run, from a recovery to the next.
+struct Run {
+    query: Arc<CompiledQuery>,
+    partitions: Vec<Mutex<Partition>>,
+    /// Locked before partitions, never after.
+    closing: Mutex<Closing>,
+    /// Groups by partition, for the bound on their sum.
+    groups: Vec<AtomicUsize>,
+    /// A partition moved.
+    progress: Notify,
+    /// When the earliest open window can be over, nanoseconds of the wall clock; `i64::MAX` when none is open.
+    wake_ns: AtomicI64,
+    /// `wake_ns` became earlier.
+    earlier: Notify,
+    /// Idle proofs before this are not believed.
+    hold_until_ms: i64,
+    gap: Option<Gap>,
+}
+
+struct Closing {
+    closer: Closer,
+    /// Of the closer's `counted`, what is committed.
+    committed: u64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl RunningQuery {
+    /// Starts the query's tasks.
+    pub fn start(
+        shared: Arc<Shared>,
+        query: Arc<CompiledQuery>,
+        text: String,
+        version: u64,
+        tasks: &Tasks,
+    ) -> Arc<Self> {
+        let status = Status { state: State::Recovering, last_error: None, run: None };
+        let running = Arc::new(Self { query, text, version, shared, status: Mutex::new(status) });
+        let supervised = Arc::clone(&running);
+        let token = tasks.token();
+        tasks.spawn(async move { supervised.supervise(token).await });
+        running
+    }
+
+    /// Whether its checkpoint is read and its open windows are rebuilt.
+    pub fn is_restored(&self) -> bool {
+        lock(&self.status).state == State::Running
+    }
+
+    /// What it is doing, and why it stopped if it did.
+    pub fn state(&self) -> (State, Option<String>) {
+        let status = lock(&self.status);
+        (status.state, status.last_error.clone())
+    }
+
+    async fn supervise(self: Arc<Self>, token: CancellationToken) {
+        let mut wait = RETRY.0;
+        while !token.is_cancelled() {
+            let began = Instant::now();
+            let failure = match self.run(&token).await {
+                Ok(()) => return,
+                Err(failure) => failure,
+            };
+            let (state, reason) = match failure {
+                Failure::Recover(reason) => (State::Recovering, reason),
+                Failure::Fenced(reason) => (State::Fenced, reason),
+                Failure::Stop(reason) => (State::Failed, reason),
+            };
+            tracing::error!(query = self.query.name, ?state, reason, "the query stopped");
+            self.set(state, Some(reason));
+            if state != State::Recovering {
+                return;
+            }
+            wait = if began.elapsed() > RETRY.1 { RETRY.0 } else { (wait * 2).min(RETRY.1) };
+            tokio::select! {
+                () = token.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    fn set(&self, state: State, error: Option<String>) {
+        let mut status = lock(&self.status);
+        status.state = state;
+        if error.is_some() {
+            status.last_error = error;
+        }
+    }
+
+    /// Recovers, then runs until the token is cancelled or something fails.
+    async fn run(&self, token: &CancellationToken) -> Result<(), Failure> {
+        let (run, start, writer) = self.recover().await?;
+        lock(&self.status).run = Some(Arc::clone(&run));
+        let stop = token.child_token();
+        let _stop_readers = stop.clone().drop_guard();
+        let mut readers = tokio::task::JoinSet::new();
+        for (partition, position) in start.positions.iter().enumerate() {
+            let (shared, run, stop) = (Arc::clone(&self.shared), Arc::clone(&run), stop.clone());
+            let resume = position.resume;
+            readers.spawn(async move { read_partition(&shared, &run, partition, resume, &stop).await });
+        }
+        let committing = self.close_and_commit(&run, writer, &stop);
+        tokio::pin!(committing);
+        loop {
+            tokio::select! {
+                ended = &mut committing => return ended,
+                Some(ended) = readers.join_next() => match ended {
+                    Ok(Ok(())) => {}
+                    Ok(Err(failure)) => return Err(failure),
+                    Err(error) => return Err(Failure::Stop(format!("a reader ended: {error}"))),
+                },
+            }
+        }
+    }
+
+    /// Fences, then reads the checkpoint, then decides from where to read.
+    async fn recover(&self) -> Result<(Arc<Run>, Start, Box<dyn Writer>), Failure> {
+        let (log, query) = (&self.shared.log, &self.query);
+        let writer = log.fence(&format!("emostream.query.{}", query.name)).await?;
+        let checkpoint = read_checkpoint(log.as_ref(), &query.name).await?;
+        let ranges = describe(log.as_ref(), &query.source.topic).await?;
+        let starts: Vec<_> = ranges.iter().map(|range| range.start).collect();
+        let start = Start::decide(query, checkpoint.as_ref(), &starts);
+        if let Some(gap) = start.gap {
+            let (from, to) = (format_rfc3339(gap.from), format_rfc3339(gap.to));
+            tracing::warn!(query = query.name, from, to, "the new version starts after a gap");
+        }
+        let partitions = start.positions.iter().map(|position| {
+            Mutex::new(Partition::new(Arc::clone(query), self.shared.rules, *position, start.emitted))
+        });
+        let closer = Closer::new(Arc::clone(query), self.version, &start);
+        let hold_ms = if log.is_shared() { SHARED_HOLD_MS + query.delay_ns / NS_PER_MS } else { 0 };
+        let run = Run {
+            query: Arc::clone(query),
+            partitions: partitions.collect(),
+            groups: start.positions.iter().map(|_| AtomicUsize::new(0)).collect(),
+            closing: Mutex::new(Closing { committed: closer.counted(), closer }),
+            progress: Notify::new(),
+            wake_ns: AtomicI64::new(i64::MAX),
+            earlier: Notify::new(),
+            hold_until_ms: clock::wall_ms() + hold_ms,
+            gap: start.gap,
+        };
+        Ok((Arc::new(run), start, writer))
+    }
+
+    /// Closes windows when they are over, and commits.
+    async fn close_and_commit(
+        &self,
+        run: &Run,
+        mut writer: Box<dyn Writer>,
+        stop: &CancellationToken,
+    ) -> Result<(), Failure> {
+        let sink_partitions = describe(self.shared.log.as_ref(), &self.query.sink.topic).await?.len();
+        let sink_partitions = u32::try_from(sink_partitions).unwrap_or(u32::MAX);
+        let mut committed = Committed { at: Instant::now(), rows: 0, positions: Vec::new() };
+        loop {
+            let progress = run.progress.notified();
+            if run.is_rebuilt() {
+                self.set(State::Running, None);
+                if let Some(closed) = run.close(&committed)? {
+                    committed.rows = closed.checkpoint.figures.accepted;
+                    committed.positions = closed.checkpoint.partitions.clone();
+                    let transaction = self.transaction(&closed, sink_partitions)?;
+                    commit(writer.as_mut(), transaction, stop).await?;
+                    committed.at = Instant::now();
+                    lock(&run.closing).committed = closed.checkpoint.figures.counted;
+                    observe(&self.query.name, &closed);
+                    continue;
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                () = progress => {}
+                () = tokio::time::sleep_until(committed.at + COMMIT_EVERY) => committed.at = Instant::now(),
+            }
+        }
+    }
+
+    fn transaction(&self, closed: &Closed, sink_partitions: u32) -> Result<Transaction, Failure> {
+        let (query, sink) = (&self.query, &self.query.sink);
+        let mut records = Vec::new();
+        for window in &closed.windows {
+            let rows = sink::records(sink, sink_partitions, window)?;
+            records
+                .extend(rows.into_iter().map(|(partition, record)| (sink.topic.clone(), partition, record)));
+        }
+        let value = serde_json::to_vec(&closed.checkpoint)
+            .map_err(|error| Failure::Stop(format!("the checkpoint cannot be written: {error}")))?;
+        let checkpoint = NewRecord {
+            key: Some(Bytes::from(query.name.clone())),
+            value: Some(Bytes::from(value)),
+            headers: Vec::new(),
+        };
+        records.push((TOPIC_CHECKPOINTS.to_owned(), 0, checkpoint));
+        let positions = closed.checkpoint.partitions.iter().zip(0..);
+        let positions =
+            positions.map(|(position, partition)| (query.source.topic.clone(), partition, position.seen));
+        Ok(Transaction {
+            records,
+            consumed: Some((format!("emostream.{}", query.name), positions.collect())),
+        })
+    }
+
+    /// The query's state and figures at one consistent cut: the log's end at this moment, if the readers reach it
+    /// within a second, else where they are (`lag_records` says so).
+    ///
+    /// # Errors
+    /// When the log does not answer.
+    pub async fn report(&self) -> Result<QueryReport, LogError> {
+        let ranges = self.shared.log.describe(&self.query.source.topic).await?.unwrap_or_default();
+        let run = lock(&self.status).run.clone();
+        let mut figures = Figures::default();
+        let (mut lag_records, mut watermark, mut gap) = (0, None, None);
+        if let Some(run) = run {
+            if self.is_restored() {
+                let reached = run.reach(&ranges);
+                // Not reached in time is an answer too: `lag_records` tells.
+                tokio::time::timeout(FIGURES_WAIT, reached).await.unwrap_or_default();
+            }
+            lag_records = run.lag(&ranges);
+            figures = run.figures();
+            watermark = run.watermark().map(format_rfc3339);
+            gap = run.gap;
+        }
+        let (state, last_error) = self.state();
+        Ok(QueryReport {
+            name: self.query.name.clone(),
+            text: self.text.clone(),
+            version: self.version,
+            state,
+            watermark,
+            lag_records,
+            figures,
+            last_error,
+            gap,
+        })
+    }
+}
+
+/// What the last commit covered.
+struct Committed {
+    at: Instant,
+    rows: u64,
+    positions: Vec<crate::reaction::checkpoint::Position>,
+}
+
+impl Run {
+    fn is_rebuilt(&self) -> bool {
+        self.partitions.iter().all(|partition| lock(partition).is_rebuilt())
+    }
+
+    fn watermark(&self) -> Option<i64> {
+        watermark::minimum(self.partitions.iter().map(|partition| lock(partition).watermark()))
+    }
+
+    /// Closes what is over. `None` when there is nothing to commit.
+    fn close(&self, committed: &Committed) -> Result<Option<Closed>, Failure> {
+        let panes = self.query.panes;
+        let boundary = self.watermark().map(|ns| panes.boundary_at_or_before(ns));
+        let mut closing = lock(&self.closing);
+        let is_over = boundary > closing.closer.emitted();
+        let due = committed.at.elapsed() >= COMMIT_EVERY;
+        if !is_over && !due && self.accepted_since(&closing, committed) < COMMIT_ROWS {
+            return Ok(None);
+        }
+        let boundary = if is_over { boundary } else { closing.closer.emitted() };
+        let mut handed = Vec::with_capacity(self.partitions.len());
+        for partition in &self.partitions {
+            handed.push(lock(partition).hand_over(boundary));
+            failpoint::hit("engine.hand_over");
+        }
+        self.wake_at_earliest();
+        let closed = closing.closer.close(handed, boundary)?;
+        let figures = closed.checkpoint.figures;
+        if !figures.is_conserved() {
+            return Err(Failure::Stop(format!("rows are not conserved, this is a defect: {figures:?}")));
+        }
+        let moved = closed.checkpoint.partitions != committed.positions;
+        Ok((!closed.windows.is_empty()
+            || (moved && due)
+            || figures.accepted - committed.rows.min(figures.accepted) >= COMMIT_ROWS)
+            .then_some(closed))
+    }
+
+    fn accepted_since(&self, closing: &Closing, committed: &Committed) -> u64 {
+        let account = total(self.partitions.iter().map(|partition| lock(partition).account()));
+        closing.closer.figures(account, 0, 0).accepted.saturating_sub(committed.rows)
+    }
+
+    /// One consistent cut: nothing is handed over while the partitions are read.
+    fn figures(&self) -> Figures {
+        let closing = lock(&self.closing);
+        let mut accounts = Vec::with_capacity(self.partitions.len());
+        let mut open = closing.closer.counted() - closing.committed;
+        for partition in &self.partitions {
+            let partition = lock(partition);
+            accounts.push(partition.account());
+            open += partition.open();
+        }
+        closing.closer.figures(total(accounts), open, closing.committed)
+    }
+
+    fn lag(&self, ranges: &[PartitionRange]) -> i64 {
+        let lags =
+            self.partitions.iter().zip(ranges).map(|(partition, range)| range.end - lock(partition).next());
+        lags.map(|lag| lag.max(0)).sum()
+    }
+
+    /// Ends when every partition has been read up to the end of its range.
+    async fn reach(&self, ranges: &[PartitionRange]) {
+        while self.lag(ranges) > 0 {
+            tokio::time::sleep(PROOF_WAIT).await;
+        }
+    }
+
+    /// A window may end earlier than the readers wait for.
+    fn wake_by(&self, end_ns: i64) {
+        let wake_ns = end_ns.saturating_add(self.query.delay_ns);
+        if self.wake_ns.fetch_min(wake_ns, Ordering::AcqRel) > wake_ns {
+            self.earlier.notify_waiters();
+        }
+    }
+
+    fn wake_at_earliest(&self) {
+        let ends = self.partitions.iter().filter_map(|partition| lock(partition).earliest_end());
+        let wake_ns = ends.min().map_or(i64::MAX, |end| end.saturating_add(self.query.delay_ns));
+        self.wake_ns.store(wake_ns, Ordering::Release);
+    }
+
+    /// How long a read may wait: until the earliest open window can be over.
+    fn read_wait(&self) -> Duration {
+        let wake_ns = self.wake_ns.load(Ordering::Acquire);
+        let ahead_ns = wake_ns.saturating_sub(clock::wall_ns());
+        let ahead = u64::try_from(ahead_ns).map_or(Duration::ZERO, Duration::from_nanos);
+        // Proofs are in whole milliseconds: one more, so that the first look after the end succeeds.
+        (ahead + Duration::from_millis(1)).clamp(PROOF_WAIT, IDLE_WAIT)
+    }
+}
+
+/// Feeds one partition until told to stop.
+async fn read_partition(
+    shared: &Shared,
+    run: &Run,
+    index: usize,
+    resume: i64,
+    stop: &CancellationToken,
+) -> Result<(), Failure> {
+    let partition = u32::try_from(index).unwrap_or(u32::MAX);
+    let mut reader = shared.log.reader(&run.query.source.topic, partition, resume).await?;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            ended = read_once(shared, run, index, reader.as_mut()) => ended?,
+        }
+    }
+}
+
+async fn read_once(shared: &Shared, run: &Run, index: usize, reader: &mut dyn Reader) -> Result<(), Failure> {
+    while is_ahead(run, index) {
+        tokio::time::sleep(PROOF_WAIT).await;
+    }
+    let earlier = run.earlier.notified();
+    tokio::pin!(earlier);
+    earlier.as_mut().enable();
+    let batch = tokio::select! {
+        batch = reader.read(READ_BYTES, run.read_wait()) => batch?,
+        () = earlier => return Ok(()),
+    };
+    failpoint::hit("engine.read");
+    let now_ms = clock::wall_ms();
+    let name = run.query.name.as_str();
+    for record in &batch.records {
+        let permit = shared.workers.acquire().await;
+        let bad = lock(&run.partitions[index]).push(record, now_ms)?;
+        drop(permit);
+        if let Some(reason) = bad {
+            let (offset, topic) = (record.offset, &run.query.source.topic);
+            tracing::warn!(query = name, topic, partition = index, offset, %reason, "a record cannot be read");
+        }
+        tokio::task::yield_now().await;
+    }
+    let (groups, end) = {
+        let mut partition = lock(&run.partitions[index]);
+        partition.skip_to(batch.next);
+        if let Some(complete_until_ms) = batch.complete_until_ms.filter(|until| *until >= run.hold_until_ms) {
+            partition.prove_end(complete_until_ms);
+        }
+        (partition.groups(), partition.earliest_end())
+    };
+    if let Some(end) = end {
+        run.wake_by(end);
+    }
+    run.groups[index].store(groups, Ordering::Relaxed);
+    let all: usize = run.groups.iter().map(|groups| groups.load(Ordering::Relaxed)).sum();
+    if all > shared.max_groups {
+        let limit = shared.max_groups;
+        return Err(Failure::Stop(format!(
+            "{all} groups in open windows; [engine] max_groups allows {limit}"
+        )));
+    }
+    run.progress.notify_one();
+    Ok(())
+}
+
+/// Whether this partition is so far ahead in event time that it has to wait for the slowest.
+fn is_ahead(run: &Run, index: usize) -> bool {
+    let own = lock(&run.partitions[index]).watermark();
+    match (own, run.watermark()) {
+        (Some(own), Some(slowest)) => own.saturating_sub(slowest) > MAX_SKEW_NS,
+        _ => false,
+    }
+}
+
+/// Commits; while nothing was written because the log is not available, tries again with the same rows.
+async fn commit(
+    writer: &mut dyn Writer,
+    transaction: Transaction,
+    stop: &CancellationToken,
+) -> Result<(), Failure> {
+    let mut wait = RETRY.0;
+    loop {
+        failpoint::hit("engine.commit.before");
+        match writer.commit(transaction.clone()).await {
+            Ok(()) => {
+                failpoint::hit("engine.commit.after");
+                return Ok(());
+            }
+            Err(LogError::Unavailable(reason)) => tracing::warn!(reason, "a commit waits for the log"),
+            Err(error) => return Err(error.into()),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(wait) => wait = (wait * 2).min(RETRY.1),
+        }
+    }
+}
+
+/// The query's newest committed checkpoint.
+async fn read_checkpoint(log: &dyn Log, query: &str) -> Result<Option<Checkpoint>, Failure> {
+    let latest = log.latest(TOPIC_CHECKPOINTS).await?;
+    let Some(value) = latest.get(query.as_bytes()).and_then(|record| record.value.as_ref()) else {
+        return Ok(None);
+    };
+    let checkpoint = serde_json::from_slice(value);
+    checkpoint
+        .map(Some)
+        .map_err(|error| Failure::Stop(format!("the checkpoint of {query} is damaged: {error}")))
+}
+
+async fn describe(log: &dyn Log, topic: &str) -> Result<Vec<PartitionRange>, LogError> {
+    log.describe(topic).await?.ok_or_else(|| LogError::UnknownTopic(topic.to_owned()))
+}
+
+/// Metrics of one commit.
+fn observe(query: &str, closed: &Closed) {
+    let query = query.to_owned();
+    let figures = closed.checkpoint.figures;
+    metrics::counter!("emostream_engine_rows_total", "query" => query.clone()).absolute(figures.accepted);
+    metrics::counter!("emostream_engine_late_rows_total", "query" => query.clone()).absolute(figures.late);
+    metrics::gauge!("emostream_engine_open_rows", "query" => query.clone()).set(figures.open as f64);
+    if let Some(emitted) = closed.checkpoint.emitted {
+        metrics::gauge!("emostream_engine_watermark_seconds", "query" => query.clone())
+            .set(emitted as f64 / 1e9);
+    }
+    let now_ns = clock::wall_ns();
+    for window in &closed.windows {
+        let lag_s = now_ns.saturating_sub(window.window.end) as f64 / 1e9;
+        metrics::histogram!("emostream_engine_close_lag_seconds", "query" => query.clone()).record(lag_s);
+    }
+}
