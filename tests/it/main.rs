@@ -8,7 +8,7 @@ mod ingest;
 mod kafka;
 mod kafka_foreign_reader;
 mod log_conformance;
-mod publish;
 mod pipeline;
+mod publish;
 mod simulate;
 mod support;
