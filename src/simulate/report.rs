@@ -55,8 +55,8 @@ pub struct Sent {
     pub busy: u64,
     /// Connections that could not be made.
     pub unreachable: u64,
-    /// From when a request should have left to its answer.
-    pub latency_ms: Percentiles,
+    /// From when a request should have left to its answer. None when there was none.
+    pub latency_ms: Option<Percentiles>,
     /// Accepted by each sender.
     pub per_sender: PerSender,
 }
@@ -93,8 +93,8 @@ pub struct Watched {
     pub out_of_order: u64,
     /// Times a viewer was told that it missed something for good.
     pub gaps: u64,
-    /// From a window's end to its receipt.
-    pub latency_ms: Percentiles,
+    /// From a window's end to its receipt. None when there was none.
+    pub latency_ms: Option<Percentiles>,
 }
 
 /// Something that went wrong.
@@ -185,7 +185,7 @@ pub fn progress(crowd: &Crowd, tally: &Tally, since_last: Duration, last: (u64, 
     let per_s =
         |now: u64, before: u64| now.saturating_sub(before) as f64 / since_last.as_secs_f64().max(0.001);
     let [fewest, median, most] = tally.per_sender();
-    let (send, delivery) = (tally.send_latency(), tally.delivery_latency());
+    let (send, delivery) = (in_words(tally.send_latency()), in_words(tally.delivery_latency()));
     format!(
         "{:>5.1} s  {:.0} reactions/s, {:.1}% of the rate, {accepted} accepted (per sender {fewest} / {median} / {most}), \
          {} busy, {} unknown; answers {send}\n         {} watching, {:.0} deliveries/s, {deliveries} delivered; {delivery}",
@@ -199,10 +199,12 @@ pub fn progress(crowd: &Crowd, tally: &Tally, since_last: Duration, last: (u64, 
     )
 }
 
-impl fmt::Display for Percentiles {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { p50, p90, p99, max } = self;
-        write!(f, "p50 {p50:.1} ms, p90 {p90:.1} ms, p99 {p99:.1} ms, max {max:.1} ms")
+fn in_words(latency_ms: Option<Percentiles>) -> String {
+    match latency_ms {
+        Some(Percentiles { p50, p90, p99, max }) => {
+            format!("p50 {p50:.1} ms, p90 {p90:.1} ms, p99 {p99:.1} ms, max {max:.1} ms")
+        }
+        None => "none measured".to_owned(),
     }
 }
 
@@ -227,7 +229,7 @@ impl fmt::Display for Report {
         )?;
         let PerSender { min, p50, max } = sent.per_sender;
         writeln!(f, "          per sender: fewest {min}, median {p50}, most {max}")?;
-        writeln!(f, "          answered after: {} (from when each was due)", sent.latency_ms)?;
+        writeln!(f, "          answered after: {} (from when each was due)", in_words(sent.latency_ms))?;
         writeln!(
             f,
             "watched   {} of {} viewers, {} windows delivered, {} skipped, {} gaps, {} reconnects, {} failed joins",
@@ -239,7 +241,7 @@ impl fmt::Display for Report {
             watched.reconnects,
             watched.failed_joins
         )?;
-        writeln!(f, "          received after the window's end: {}", watched.latency_ms)?;
+        writeln!(f, "          received after the window's end: {}", in_words(watched.latency_ms))?;
         for query in &self.queries {
             let QueryAccount { name, figures, grown, by_others, .. } = query;
             writeln!(

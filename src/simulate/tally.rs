@@ -61,8 +61,8 @@ pub struct Tally {
 #[derive(Debug)]
 struct Latencies(Option<Mutex<Histogram<u64>>>);
 
-/// Latencies in milliseconds. All 0 when none was measured.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+/// Latencies in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Percentiles {
     /// Half were faster.
     pub p50: f64,
@@ -87,14 +87,13 @@ impl Latencies {
         }
     }
 
-    fn percentiles(&self) -> Percentiles {
-        let Some(histogram) = &self.0 else { return Percentiles::default() };
-        let histogram = histogram.lock().unwrap_or_else(PoisonError::into_inner);
+    fn percentiles(&self) -> Option<Percentiles> {
+        let histogram = self.0.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
         if histogram.is_empty() {
-            return Percentiles::default();
+            return None;
         }
         let at = |quantile| histogram.value_at_quantile(quantile) as f64 / 1000.0;
-        Percentiles { p50: at(0.5), p90: at(0.9), p99: at(0.99), max: histogram.max() as f64 / 1000.0 }
+        Some(Percentiles { p50: at(0.5), p90: at(0.9), p99: at(0.99), max: histogram.max() as f64 / 1000.0 })
     }
 }
 
@@ -171,13 +170,13 @@ impl Tally {
         self.busy.load(Relaxed)
     }
 
-    /// From the time a request should have left to its answer.
-    pub fn send_latency(&self) -> Percentiles {
+    /// From the time a request should have left to its answer. None before the first.
+    pub fn send_latency(&self) -> Option<Percentiles> {
         self.send_latency.percentiles()
     }
 
-    /// From a window's end to its receipt by a viewer, by the clocks of both machines.
-    pub fn delivery_latency(&self) -> Percentiles {
+    /// From a window's end to its receipt by a viewer, by the clocks of both machines. None before the first.
+    pub fn delivery_latency(&self) -> Option<Percentiles> {
         self.delivery_latency.percentiles()
     }
 
