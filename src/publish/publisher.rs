@@ -82,14 +82,14 @@ impl Publisher {
         let mut sequencer = recover(self.log.as_ref()).await?;
         let mut program = self.program.clone();
         let mut feeds = Feeds::new(Arc::clone(&self.log));
-        follow_tables(&mut feeds, &mut sequencer, &program.borrow_and_update());
+        self.follow_tables(&mut feeds, &mut sequencer, &mut program).await;
         self.recovered.store(true, Ordering::Relaxed);
         let mut ends = Ends::default();
         loop {
             let mut in_hand = Vec::new();
             tokio::select! {
                 changed = program.changed() => match changed {
-                    Ok(()) => follow_tables(&mut feeds, &mut sequencer, &program.borrow_and_update()),
+                    Ok(()) => self.follow_tables(&mut feeds, &mut sequencer, &mut program).await,
                     Err(_) => return Ok(()),
                 },
                 read = feeds.next() => in_hand.push(self.take(&mut sequencer, &mut ends, read)),
@@ -97,9 +97,58 @@ impl Publisher {
             while let Some(read) = feeds.next_now() {
                 in_hand.push(self.take(&mut sequencer, &mut ends, read));
             }
-            publish(writer.as_mut(), &mut sequencer).await?;
+            self.publish(writer.as_mut(), &mut sequencer).await?;
             ends.report_lost(&mut sequencer);
             ends.release(in_hand, &mut feeds, sequencer.gather.bytes() > MAX_GATHERED_BYTES);
+        }
+    }
+
+    /// Reads the program's sinks and no others.
+    async fn follow_tables(
+        &self,
+        feeds: &mut Feeds,
+        sequencer: &mut Sequencer,
+        program: &mut watch::Receiver<Arc<ProgramView>>,
+    ) {
+        let program = Arc::clone(&program.borrow_and_update());
+        feeds.set_tables(program.tables_of(TableKind::Sink).cloned(), |table: &Table| -> Positions {
+            sequencer.position(&table.name, &table.topic).map(|at| at.resume.clone()).unwrap_or_default()
+        });
+        // Where a removed table stood stays known, should it come back; its records are no longer needed.
+        for (_, at) in sequencer.positions().filter(|(table, _)| !program.tables.contains_key(*table)) {
+            for &partition in at.resume.keys() {
+                self.hold(&at.topic, partition, None).await;
+            }
+        }
+    }
+
+    /// Commits whole windows until none is left.
+    async fn publish(&self, writer: &mut dyn Writer, sequencer: &mut Sequencer) -> Result<(), LogError> {
+        while let Some(commit) = sequencer.commit().map_err(|error| LogError::Refused(error.to_string()))? {
+            let Commit { transaction, messages, too_long } = commit;
+            failpoint::hit("publish.commit.before");
+            commit_patiently(writer, &transaction).await?;
+            failpoint::hit("publish.commit.after");
+            metrics::counter!("emostream_publish_windows_total").increment(messages as u64);
+            for (window, bytes) in too_long {
+                metrics::counter!("emostream_publish_too_long_total").increment(1);
+                tracing::error!(
+                    ?window,
+                    bytes,
+                    "a window is too long for a live message; it is in the results only"
+                );
+            }
+            for (topic, partition, resume) in transaction.consumed.into_iter().flat_map(|(_, at)| at) {
+                self.hold(&topic, partition, Some(resume)).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps what is not published yet from retention, where the log can.
+    async fn hold(&self, topic: &str, partition: u32, offset: Option<i64>) {
+        if let Err(error) = self.log.hold(WRITER_ID, topic, partition, offset).await {
+            tracing::warn!(topic, partition, %error, "the log was not told which results are still needed");
         }
     }
 
@@ -143,34 +192,8 @@ async fn recover(log: &dyn Log) -> Result<Sequencer, LogError> {
     Ok(Sequencer::new(epoch))
 }
 
-fn follow_tables(feeds: &mut Feeds, sequencer: &mut Sequencer, program: &ProgramView) {
-    feeds.set_tables(program.tables_of(TableKind::Sink).cloned(), |table: &Table| -> Positions {
-        sequencer.position(&table.name, &table.topic).map(|at| at.resume.clone()).unwrap_or_default()
-    });
-}
-
-/// Commits whole windows until none is left.
-async fn publish(writer: &mut dyn Writer, sequencer: &mut Sequencer) -> Result<(), LogError> {
-    while let Some(commit) = sequencer.commit().map_err(|error| LogError::Refused(error.to_string()))? {
-        let Commit { transaction, messages, too_long } = commit;
-        failpoint::hit("publish.commit.before");
-        commit_patiently(writer, transaction).await?;
-        failpoint::hit("publish.commit.after");
-        metrics::counter!("emostream_publish_windows_total").increment(messages as u64);
-        for (window, bytes) in too_long {
-            metrics::counter!("emostream_publish_too_long_total").increment(1);
-            tracing::error!(
-                ?window,
-                bytes,
-                "a window is too long for a live message; it is in the results only"
-            );
-        }
-    }
-    Ok(())
-}
-
 /// `Unavailable` means that nothing was written: the same transaction is tried again until the log takes it.
-async fn commit_patiently(writer: &mut dyn Writer, transaction: Transaction) -> Result<(), LogError> {
+async fn commit_patiently(writer: &mut dyn Writer, transaction: &Transaction) -> Result<(), LogError> {
     let mut pause = RETRY.0;
     loop {
         match writer.commit(transaction.clone()).await {

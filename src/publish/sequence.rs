@@ -96,6 +96,11 @@ impl Sequencer {
         Some(&*position).filter(|position| !position.resume.is_empty())
     }
 
+    /// Where every table known so far is read on, as of the last commit.
+    pub fn positions(&self) -> impl Iterator<Item = (&str, &TablePosition)> {
+        self.tables.iter().map(|(table, position)| (table.as_str(), position))
+    }
+
     /// The next transaction; `None` when no whole window waits. Call again until then.
     ///
     /// # Errors

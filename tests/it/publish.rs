@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use emostream::http;
+use emostream::log::embedded::{self, EmbeddedLog};
 use emostream::log::program::ProgramView;
 use emostream::log::{
     HEADER_FINAL, HEADER_REVISION, HEADER_WINDOW_END, HEADER_WINDOW_ROWS, HEADER_WINDOW_START, Log,
@@ -108,9 +109,8 @@ struct Viewer {
 impl Viewer {
     /// By WebSocket, until the connection ends or the window that ends at `until_s` came.
     async fn watch(&mut self, address: &str, until_s: i64) {
-        let after = self.cursor.as_deref().unwrap_or("");
-        let connected =
-            tokio_tungstenite::connect_async(format!("ws://{address}/v1/live?after={after}")).await;
+        let query = self.cursor.as_ref().map_or("last=1".to_owned(), |cursor| format!("after={cursor}"));
+        let connected = tokio_tungstenite::connect_async(format!("ws://{address}/v1/live?{query}")).await;
         let Ok((mut socket, _)) = connected else { return };
         while let Some(Ok(message)) =
             tokio::time::timeout(LIMIT, socket.next()).await.expect("a message in time")
@@ -198,6 +198,45 @@ async fn a_window_is_quickly_at_the_viewer(log: Arc<dyn Log>, limit: Duration) {
     times.sort();
     eprintln!("commit to viewer: p50 {:?}, max {:?}", times[20], times[39]);
     assert!(times[20] < limit, "p50 {:?}", times[20]);
+    tier.stop().await;
+}
+
+fn embedded(folder: &tempfile::TempDir) -> Arc<dyn Log> {
+    EmbeddedLog::open(folder.path(), embedded::Settings::default()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn embedded_restarts_lose_no_window_and_tell_none_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    restarts_lose_no_window_and_tell_none_twice(embedded(&folder)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn embedded_a_window_is_quickly_at_the_viewer() {
+    let folder = tempfile::tempdir().unwrap();
+    a_window_is_quickly_at_the_viewer(embedded(&folder), Duration::from_millis(100)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn embedded_retention_spares_what_is_not_published_yet() {
+    let folder = tempfile::tempdir().unwrap();
+    let embedded = EmbeddedLog::open(folder.path(), embedded::Settings::default()).unwrap();
+    let log: Arc<dyn Log> = Arc::clone(&embedded) as Arc<dyn Log>;
+    create_sink(log.as_ref()).await;
+    let mut writer = log.fence("engine").await.unwrap();
+    let mut viewer = Viewer { cursor: None, seen: Vec::new() };
+    let tier = Running::start(&log, 1).await;
+    close(writer.as_mut(), 1).await;
+    viewer.watch(&tier.address, 1).await;
+    tier.stop().await;
+    for end_s in 2..=5 {
+        close(writer.as_mut(), end_s).await;
+    }
+    embedded.apply_retention(emostream::clock::wall_ms() + 72 * 3_600_000).await.unwrap();
+
+    let tier = Running::start(&log, 1).await;
+    viewer.watch(&tier.address, 5).await;
+    assert_eq!(viewer.seen.iter().map(|(_, end_s)| *end_s).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
     tier.stop().await;
 }
 

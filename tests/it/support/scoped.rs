@@ -58,6 +58,16 @@ impl Log for Scoped {
     async fn trim(&self, topic: &str, partition: u32, offset: i64) -> Result<(), LogError> {
         self.log.trim(&self.name(topic), partition, offset).await
     }
+
+    async fn hold(
+        &self,
+        holder: &str,
+        topic: &str,
+        partition: u32,
+        offset: Option<i64>,
+    ) -> Result<(), LogError> {
+        self.log.hold(&self.name(holder), &self.name(topic), partition, offset).await
+    }
 }
 
 struct ScopedWriter {
