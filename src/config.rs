@@ -11,13 +11,16 @@ use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 use serde::{Deserialize, Serialize};
 
+use crate::log::embedded;
 use crate::log::kafka::KafkaSettings;
-use crate::{ingest, publish, query, telemetry};
+use crate::{engine, ingest, publish, query, telemetry};
 
 /// What every environment variable of a setting starts with: `EMOSTREAM__LOG__KIND` is `log.kind`.
 pub const ENV_PREFIX: &str = "EMOSTREAM__";
 /// Sections whose keys are somebody else's: librdkafka's properties.
 const FREE_SECTIONS: [&str; 1] = ["log.kafka.properties"];
+/// Follows `ingest.future_tolerance_ms` unless it is set.
+const ENGINE_TOLERANCE: &str = "engine.future_tolerance_ms";
 /// A value is not shown when its key contains one of these.
 const SECRET_WORDS: [&str; 4] = ["password", "secret", "token", "key.pem"];
 
@@ -29,6 +32,8 @@ pub struct Settings {
     pub log: LogSettings,
     /// Stage 1.
     pub ingest: ingest::Settings,
+    /// Stage 2.
+    pub engine: engine::Settings,
     /// Stage 3a.
     pub publish: publish::Settings,
     /// Stage 3b.
@@ -50,6 +55,8 @@ pub struct LogSettings {
     /// How long a table's topic keeps records.
     #[serde(with = "humantime_serde")]
     pub retention: Duration,
+    /// Bounds of the embedded log.
+    pub embedded: embedded::Settings,
     /// How to reach Kafka.
     pub kafka: KafkaSettings,
 }
@@ -60,6 +67,7 @@ impl Default for LogSettings {
             kind: LogKind::Embedded,
             partitions: 3,
             retention: Duration::from_secs(24 * 3600),
+            embedded: embedded::Settings::default(),
             kafka: KafkaSettings::default(),
         }
     }
@@ -143,12 +151,17 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     for layer in &layers {
         figment = figment.merge(layer);
     }
-    let settings: Settings =
+    let mut settings: Settings =
         figment.extract().map_err(|errors| ConfigError(wrong_values(errors, &layers)))?;
     check(&settings)?;
+    if !layers.iter().any(|layer| layer.origins.contains_key(ENGINE_TOLERANCE)) {
+        // What ingest lets in, the engine must not take for a row of the future.
+        settings.engine.future_tolerance_ms = settings.ingest.future_tolerance_ms;
+    }
     let origins = leaves(&json(&settings)?).into_iter().map(|(key, value)| {
         let origin = layers.iter().rev().find_map(|layer| layer.origins.get(&key).cloned());
-        (key, (value, origin.unwrap_or_else(|| "default".to_owned())))
+        let unset = if key == ENGINE_TOLERANCE { "as [ingest] has it" } else { "default" };
+        (key, (value, origin.unwrap_or_else(|| unset.to_owned())))
     });
     Ok(Loaded { origins: origins.collect(), settings })
 }

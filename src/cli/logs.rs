@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::Failure;
 use crate::config::Settings;
+use crate::log::embedded::{EmbeddedLog, OpenError};
 use crate::log::kafka::KafkaLog;
 use crate::log::{Log, LogError};
 
@@ -17,7 +18,7 @@ const RETRY: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// Exit code 2 when the settings name no broker, 3 when none answers.
-pub(super) async fn kafka(settings: &Settings) -> Result<Arc<dyn Log>, Failure> {
+pub(super) async fn connect_kafka(settings: &Settings) -> Result<Arc<dyn Log>, Failure> {
     let kafka = &settings.log.kafka;
     kafka
         .check()
@@ -40,8 +41,15 @@ pub(super) async fn kafka(settings: &Settings) -> Result<Arc<dyn Log>, Failure> 
 ///
 /// # Errors
 /// Exit code 3 when another process holds it, or the disk fails.
-#[allow(dead_code)] // used by `up`, next
-pub(super) async fn embedded(dir: &Path) -> Result<Arc<dyn Log>, Failure> {
-    let _ = dir;
-    Err(Failure::outside("the embedded log is not built yet"))
+pub(super) async fn open_embedded(dir: &Path, settings: &Settings) -> Result<Arc<dyn Log>, Failure> {
+    let (dir, bounds) = (dir.to_path_buf(), settings.log.embedded.clone());
+    let opened = tokio::task::spawn_blocking(move || EmbeddedLog::open(&dir, bounds)).await;
+    match opened {
+        Ok(Ok(log)) => Ok(log),
+        Ok(Err(error @ OpenError::Held { .. })) => {
+            Err(Failure::outside(format!("{error}; stop it, or choose another --data-dir")))
+        }
+        Ok(Err(error)) => Err(Failure::outside(error.to_string())),
+        Err(error) => Err(Failure::outside(format!("the log did not open: {error}"))),
+    }
 }

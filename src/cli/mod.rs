@@ -5,12 +5,15 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)] // what commands are for
 
 pub mod config;
+pub mod engine;
 mod logs;
 mod process;
+mod program;
 pub mod role;
 mod serve;
 pub mod simulate;
 pub mod tail;
+pub mod up;
 
 use std::process::ExitCode;
 
@@ -26,7 +29,9 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Up(up::Args),
     Ingest(role::IngestArgs),
+    Engine(engine::Args),
     Publish(role::PublishArgs),
     Cluster(role::ClusterArgs),
     Subscribe(role::SubscribeArgs),
@@ -66,6 +71,8 @@ impl Failure {
 /// Reads the command line and does what it says. Wrong usage ends the process with exit code 2.
 pub fn run() -> ExitCode {
     let done = match Cli::parse().command {
+        Command::Up(args) => up::run(args),
+        Command::Engine(args) => engine::run(args),
         Command::Ingest(args) => role::ingest(args),
         Command::Publish(args) => role::publish(args),
         Command::Cluster(args) => role::cluster(args),

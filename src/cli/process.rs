@@ -81,7 +81,10 @@ where
         };
         let outcome = tokio::select! {
             outcome = running => outcome,
-            () = stop.asked() => Ok(()),
+            () = stop.asked() => {
+                tracing::info!("asked to stop");
+                Ok(())
+            }
         };
         tokio::select! {
             () = end(&process) => {}
@@ -107,7 +110,6 @@ pub(super) fn run_alone(command: impl Future<Output = u8>) -> Result<(), Failure
 }
 
 async fn end(process: &Process) {
-    tracing::info!("stopping");
     if !process.connections.stop(CONNECTIONS_END).await {
         tracing::warn!("some connections did not end; closing them");
     }

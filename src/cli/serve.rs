@@ -74,8 +74,8 @@ where
         let listener = http::bind(listen).await.map_err(Failure::outside)?;
         let url = format!("http://{}", address(&listener)?);
         let log = match place {
-            LogPlace::Embedded(dir) => logs::embedded(&dir).await?,
-            LogPlace::Kafka => logs::kafka(&settings).await?,
+            LogPlace::Embedded(dir) => logs::open_embedded(&dir, &settings).await?,
+            LogPlace::Kafka => logs::connect_kafka(&settings).await?,
         };
         let readiness = Readiness::new();
         let start = Start { log, process: process.clone(), readiness: readiness.clone(), url };

@@ -60,7 +60,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     process::run(&settings.clone(), |process| async move {
         let followed: std::pin::Pin<Box<dyn Future<Output = Failure> + Send>> = match settings.log.kind {
             LogKind::Kafka => {
-                let log = logs::kafka(&settings).await?;
+                let log = logs::connect_kafka(&settings).await?;
                 let table = find_table(&log, &args.table, &process.stages).await?;
                 let readers = open(&log, &table, args.from_start).await.map_err(failure)?;
                 Box::pin(follow_topic(table, args.room, readers))
