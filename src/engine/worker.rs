@@ -274,7 +274,7 @@ impl RunningQuery {
     /// Fences, then reads the checkpoint, then decides from where to read.
     async fn recover(&self) -> Result<(Arc<Run>, Start, Box<dyn Writer>), Failure> {
         let (log, query) = (&self.shared.log, &self.query);
-        let writer = log.fence(&format!("emostream.query.{}", query.name)).await?;
+        let writer = log.fence(&writer_id(&query.name)).await?;
         let checkpoint = read_checkpoint(log.as_ref(), &query.name).await?;
         let ranges = describe(log.as_ref(), &query.source.topic).await?;
         let starts: Vec<_> = ranges.iter().map(|range| range.start).collect();
@@ -323,6 +323,7 @@ impl RunningQuery {
                     commit(writer.as_mut(), transaction, stop).await?;
                     committed.at = Instant::now();
                     lock(&run.closing).committed = closed.checkpoint.figures.counted;
+                    self.hold(&closed.checkpoint).await?;
                     observe(&self.query.name, &closed);
                     continue;
                 }
@@ -333,6 +334,18 @@ impl RunningQuery {
                 () = tokio::time::sleep_until(committed.at + COMMIT_EVERY) => committed.at = Instant::now(),
             }
         }
+    }
+
+    /// Retention must not pass what this query would resume from.
+    async fn hold(&self, checkpoint: &Checkpoint) -> Result<(), LogError> {
+        let topic = &self.query.source.topic;
+        for (position, partition) in checkpoint.partitions.iter().zip(0..) {
+            self.shared
+                .log
+                .hold(&writer_id(&self.query.name), topic, partition, Some(position.resume))
+                .await?;
+        }
+        Ok(())
     }
 
     fn transaction(&self, closed: &Closed, sink_partitions: u32) -> Result<Transaction, Failure> {
@@ -568,6 +581,11 @@ fn is_ahead(run: &Run, index: usize) -> bool {
         (Some(own), Some(slowest)) => own.saturating_sub(slowest) > MAX_SKEW_NS,
         _ => false,
     }
+}
+
+/// Under which a query writes: one live writer of each.
+fn writer_id(query: &str) -> String {
+    format!("emostream.query.{query}")
 }
 
 /// Commits; while nothing was written because the log is not available, tries again with the same rows.

@@ -218,7 +218,7 @@ fn up_to_1000_show_as_one_and_3785_as_three() {
 /// One result column per aggregate; the windowed query and the batch query share the list.
 const AGGREGATES: &str = "count(*), count(DISTINCT user_id), min(user_id), max(emoji_type),
     sum(CASE WHEN room = 'room1' THEN 2 ELSE 0 END), avg(length(user_id)),
-    count(*) FILTER (WHERE room <> 'room2'), median(length(user_id)), stddev(length(user_id)), bit_xor(length(user_id)),
+    count(*) FILTER (WHERE room <> 'room2'), median(length(user_id)), round(stddev(length(user_id)), 9), bit_xor(length(user_id)),
     bool_or(room = 'room1')";
 
 const WIDE_SINK: &str =
