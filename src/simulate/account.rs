@@ -136,13 +136,13 @@ impl Accounts {
 
 async fn read(client: &reqwest::Client, url: &Url, table: &str) -> Result<Vec<QueryState>, String> {
     let response = client.get(url.clone()).timeout(Duration::from_secs(5)).send().await;
-    let response = response.map_err(|error| with_causes(&error))?;
+    let response = response.map_err(|error| format!("GET {url}: {}", with_causes(&error.without_url())))?;
     let status = response.status();
     if !status.is_success() {
         return Err(format!("GET {url}: {status}"));
     }
     let list: QueryList =
-        response.json().await.map_err(|error| format!("GET {url}: {}", with_causes(&error)))?;
+        response.json().await.map_err(|error| format!("GET {url}: {}", with_causes(&error.without_url())))?;
     Ok(list.queries.into_iter().filter(|query| names(&query.text, table)).collect())
 }
 

@@ -185,11 +185,11 @@ impl Sender {
             Ok(response) => response,
             Err(error) if error.is_connect() => {
                 self.tally.unreachable.fetch_add(1, Relaxed);
-                self.tally.record_trouble(&with_causes(&error));
+                self.tally.record_trouble(&with_causes(&error.without_url()));
                 return Answer::Later(Duration::from_secs(1));
             }
             Err(error) => {
-                self.tally.record_trouble(&with_causes(&error));
+                self.tally.record_trouble(&with_causes(&error.without_url()));
                 return Answer::Unknown;
             }
         };
@@ -200,7 +200,7 @@ impl Sender {
             // The status of an accepted request stands, even if its body does not come.
             Err(_) if status == StatusCode::ACCEPTED => return Answer::Accepted(rows),
             Err(error) => {
-                self.tally.record_trouble(&with_causes(&error));
+                self.tally.record_trouble(&with_causes(&error.without_url()));
                 return Answer::Unknown;
             }
         };

@@ -173,7 +173,7 @@ impl Viewer {
         let response = tokio::time::timeout(JOIN_LIMIT, request.send())
             .await
             .map_err(|_| format!("no answer to a live request within {} s", JOIN_LIMIT.as_secs()))?
-            .map_err(|error| with_causes(&error))?;
+            .map_err(|error| with_causes(&error.without_url()))?;
         if response.status() != StatusCode::OK {
             return Err(format!("live request: {}", response.status()));
         }
@@ -181,7 +181,7 @@ impl Viewer {
         let (mut stream, mut parser, mut events) =
             (response.bytes_stream(), sse::Parser::default(), Vec::new());
         while let Some(bytes) = stream.next().await {
-            let bytes = bytes.map_err(|error| with_causes(&error))?;
+            let bytes = bytes.map_err(|error| with_causes(&error.without_url()))?;
             parser.feed(&bytes, |event| events.push(event))?;
             for event in events.drain(..) {
                 match event.name.as_str() {
