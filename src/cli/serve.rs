@@ -1,5 +1,6 @@
 //! One process that serves HTTP: bind, open the log, start stages, serve, say where.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -81,7 +82,10 @@ where
         let start = Start { log, process: process.clone(), readiness: readiness.clone(), url };
         let Serving { router, failed, banner } = build(start).await?;
         http::serve(listener, http::role_router(router, readiness), &process.connections);
-        println!("{banner}");
+        // Who started it may have closed standard output; it serves all the same.
+        if let Err(error) = writeln!(std::io::stdout(), "{banner}") {
+            tracing::debug!(%error, "nobody reads where it serves");
+        }
         Ok(failed)
     })
 }
