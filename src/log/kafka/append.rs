@@ -20,6 +20,8 @@ use crate::log::{LogError, NewRecord};
 
 /// How long a full queue is waited for.
 const QUEUE_WAIT: Duration = Duration::from_secs(5);
+/// How long a suspected leader may take to answer.
+const LEADER: Duration = Duration::from_millis(500);
 /// How long a failed question after the leader counts for others.
 const ASK_AGAIN: Duration = Duration::from_millis(300);
 /// What a record takes besides key, value and headers, generously.
@@ -121,9 +123,7 @@ impl Appender {
             let ask = move || {
                 meta.serve();
                 let places = std::collections::BTreeSet::from([place]);
-                Ok(meta
-                    .ends(&places, Counting::All, Duration::from_secs(1))
-                    .is_ok_and(|ends| !ends.is_empty()))
+                Ok(meta.ends(&places, Counting::All, LEADER).is_ok_and(|ends| !ends.is_empty()))
             };
             blocking(ask).await?
         };

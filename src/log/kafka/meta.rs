@@ -14,12 +14,17 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::Offset;
 
+use tokio::time::Instant;
+
 use super::settings::{Context, KafkaSettings};
 use super::{create, locked};
 use crate::log::{LogError, PartitionRange};
 
 /// How long a question may take.
 pub(super) const ANSWER: Duration = Duration::from_secs(5);
+
+/// How long new word of the leaders may take, and how often it is asked for.
+const REFRESH: Duration = Duration::from_millis(250);
 
 /// A topic's partition.
 pub(super) type Place = (String, i32);
@@ -39,6 +44,8 @@ pub(super) struct Meta {
     all: BaseConsumer<Context>,
     /// Partitions by topic, as last seen; a topic never loses any.
     partitions: Mutex<HashMap<String, u32>>,
+    /// When leaders were last asked for anew.
+    refreshed: Mutex<Option<Instant>>,
 }
 
 impl Meta {
@@ -47,6 +54,7 @@ impl Meta {
             stable: create(&settings.asking("read_committed"), Context)?,
             all: create(&settings.asking("read_uncommitted"), Context)?,
             partitions: Mutex::default(),
+            refreshed: Mutex::default(),
         }))
     }
 
@@ -158,7 +166,8 @@ impl Meta {
         })
     }
 
-    /// One ListOffsets request per broker. (`offsets_for_times` passes the special times "beginning" and "end" on.)
+    /// Asks, and where an answer is missing asks for the leaders anew and then once more: this kind of question
+    /// leaves an outdated leader epoch in librdkafka's cache for a quarter of an hour (seen after a broker had hung).
     fn offsets(
         &self,
         client: &BaseConsumer<Context>,
@@ -166,19 +175,48 @@ impl Meta {
         at: Offset,
         timeout: Duration,
     ) -> KafkaResult<HashMap<Place, i64>> {
-        let mut list = TopicPartitionList::with_capacity(places.len());
-        for (topic, partition) in places {
-            list.add_partition_offset(topic, *partition, at)?;
+        let first = list_offsets(client, places, at, timeout);
+        if first.as_ref().is_ok_and(|offsets| offsets.len() == places.len()) || !self.may_refresh() {
+            return first;
         }
-        let answer = client.offsets_for_times(list, timeout)?;
-        let mut offsets = HashMap::with_capacity(places.len());
-        for element in answer.elements() {
-            if let (Ok(()), Offset::Offset(offset)) = (element.error(), element.offset()) {
-                offsets.insert((element.topic().to_owned(), element.partition()), offset);
-            }
+        let topics: BTreeSet<&str> = places.iter().map(|(topic, _)| topic.as_str()).collect();
+        for topic in topics {
+            client.fetch_metadata(Some(topic), timeout.max(REFRESH))?;
         }
-        Ok(offsets)
+        list_offsets(client, places, at, timeout)
     }
+
+    /// Not more often than the brokers bear.
+    fn may_refresh(&self) -> bool {
+        let now = Instant::now();
+        let mut last = locked(&self.refreshed);
+        let due = last.is_none_or(|last| now - last >= REFRESH);
+        if due {
+            *last = Some(now);
+        }
+        due
+    }
+}
+
+/// One ListOffsets request per broker. (`offsets_for_times` passes the special times "beginning" and "end" on.)
+fn list_offsets(
+    client: &BaseConsumer<Context>,
+    places: &BTreeSet<Place>,
+    at: Offset,
+    timeout: Duration,
+) -> KafkaResult<HashMap<Place, i64>> {
+    let mut list = TopicPartitionList::with_capacity(places.len());
+    for (topic, partition) in places {
+        list.add_partition_offset(topic, *partition, at)?;
+    }
+    let answer = client.offsets_for_times(list, timeout)?;
+    let mut offsets = HashMap::with_capacity(places.len());
+    for element in answer.elements() {
+        if let (Ok(()), Offset::Offset(offset)) = (element.error(), element.offset()) {
+            offsets.insert((element.topic().to_owned(), element.partition()), offset);
+        }
+    }
+    Ok(offsets)
 }
 
 /// What a failed question means to the caller.

@@ -30,7 +30,7 @@ const FENCE: Duration = Duration::from_secs(30);
 /// How long the records of a transaction may take to be written, and then how long its commit.
 const WRITE: Duration = Duration::from_secs(9);
 /// How long to wait for an abort.
-const ABORT: Duration = Duration::from_secs(5);
+const ABORT: Duration = Duration::from_secs(3);
 
 /// Remembers the first record that could not be delivered.
 #[derive(Default)]
