@@ -8,6 +8,8 @@
 //! reactions per second of event time), then starts the engine with the shipped `emoji_counts` and waits until every row
 //! is counted or open. Without `kafka=` it uses the embedded log in a temporary folder. Linux only: reads `/proc/self`.
 
+#![allow(clippy::print_stdout)] // its result is what it prints
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;

@@ -144,13 +144,16 @@ pub struct ReadBatch {
     pub complete_until_ms: Option<i64>,
 }
 
+/// A consumer group's positions: group → (topic, partition, next offset).
+pub type Consumed = (String, Vec<(String, u32, i64)>);
+
 /// What is written atomically.
 #[derive(Clone, Debug, Default)]
 pub struct Transaction {
     /// Topic, partition and record; in order within a partition.
     pub records: Vec<(String, u32, NewRecord)>,
-    /// Kafka: positions for lag tools, as group → (topic, partition, next offset). Embedded: ignored.
-    pub consumed: Option<(String, Vec<(String, u32, i64)>)>,
+    /// Kafka: positions for lag tools. Embedded: ignored.
+    pub consumed: Option<Consumed>,
 }
 
 /// What went wrong, by what the caller must do.

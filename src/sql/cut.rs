@@ -422,7 +422,6 @@ mod above {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::sql::{SqlFile, plan_program};
 
     fn shipped(name: &str) -> SqlFile {
