@@ -4,6 +4,7 @@
 //! Data goes to standard output, all else to standard error.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // what commands are for
 
+pub mod check;
 pub mod config;
 pub mod engine;
 mod logs;
@@ -36,6 +37,7 @@ enum Command {
     Cluster(role::ClusterArgs),
     Subscribe(role::SubscribeArgs),
     Query(role::QueryArgs),
+    Check(check::CheckArgs),
     Config(config::Args),
     Simulate(simulate::SimulateArgs),
     Tail(tail::Args),
@@ -78,6 +80,7 @@ pub fn run() -> ExitCode {
         Command::Cluster(args) => role::cluster(args),
         Command::Subscribe(args) => role::subscribe(args),
         Command::Query(args) => role::query(args),
+        Command::Check(args) => check::run(&args),
         Command::Config(args) => config::run(&args),
         Command::Simulate(args) => process::run_alone(simulate::run(args)),
         Command::Tail(args) => tail::run(args),

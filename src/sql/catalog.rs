@@ -283,7 +283,11 @@ fn check_event_time(
         return;
     };
     let column = &columns[index];
-    let type_at = decl.columns.get(index).map_or(at, |column| column.type_at);
+    let Some(declared) = decl.columns.get(index) else { return };
+    let type_at = declared.type_at;
+    if column_type(&declared.data_type, type_at).is_err() {
+        return; // reported already
+    }
     if column.data_type != ColumnType::Timestamp {
         let message =
             format!("event time '{name}' must be a TIMESTAMP, it is {}", column.data_type.sql_name());
@@ -305,11 +309,9 @@ fn delay_ns(mark: &WatermarkDecl, column: &str, planner: &Planner) -> Result<i64
     match unnested(expr) {
         expr if is_column(expr) => Ok(0),
         Expr::BinaryOp { left, op: BinaryOperator::Minus, right } if is_column(unnested(left)) => {
-            let delay = planner.constant_interval(unnested(right)).map_err(|why| match why {
-                Some(why) => {
-                    Finding::error(*at, why).help(format!("write ({column} - INTERVAL '500 milliseconds')"))
-                }
-                None => wrong(),
+            let delay = planner.constant_interval(unnested(right)).ok_or_else(wrong)?;
+            let delay = delay.map_err(|why| {
+                Finding::error(*at, why).help(format!("write ({column} - INTERVAL '500 milliseconds')"))
             })?;
             if delay < 0 {
                 return Err(Finding::error(*at, "the watermark would run ahead of event time")

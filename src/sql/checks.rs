@@ -214,6 +214,10 @@ impl Visitor for Checks<'_> {
                 let help = "compute it in a sub-select in FROM";
                 self.refuse(expr.span(), "a sub-select inside an expression is not supported yet", help);
             }
+            Expr::Interval(interval) if !self.planner.is_readable_interval(expr) => {
+                let help = "write INTERVAL '2 seconds'";
+                self.refuse(expr.span(), format!("{interval} is no interval"), help);
+            }
             _ => {}
         }
         ControlFlow::Continue(())

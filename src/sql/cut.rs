@@ -21,6 +21,7 @@ use datafusion::logical_expr::logical_plan::{Distinct, Extension};
 use datafusion::logical_expr::{Expr, ExprSchemable, LogicalPlan, UserDefinedLogicalNodeCore, lit};
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 
+use super::above;
 use super::functions::{TUMBLE, interval_ns, tumble_argument};
 use super::inline::{Inlined, inline, substitute};
 use super::planner::Planner;
@@ -150,7 +151,11 @@ impl From<DataFusionError> for Refusal {
     }
 }
 
-fn refuse<T>(at: Anchor, message: impl Into<String>, help: impl Into<String>) -> Result<T, Refusal> {
+pub(crate) fn refuse<T>(
+    at: Anchor,
+    message: impl Into<String>,
+    help: impl Into<String>,
+) -> Result<T, Refusal> {
     Err(Refusal { at, message: message.into(), help: help.into() })
 }
 
@@ -176,7 +181,7 @@ pub(crate) fn cut(plan: LogicalPlan, planner: &Planner) -> Result<Cut, Refusal> 
         aggregates.push(expr.map_children(|child| Ok(Transformed::yes(simplify(child))))?.data);
     }
     refuse_window_below(&below.filters, &aggregates)?;
-    above::check(&above, window_index)?;
+    let above = above::within_windows(above, window_index, window, &simplifier)?;
     Ok(Cut {
         source: below.source,
         window,
@@ -296,7 +301,8 @@ fn group(
     }
 }
 
-fn width_ns(width: &Expr, simplifier: &ExprSimplifier) -> Result<i64, Refusal> {
+/// The window's width, constant and above zero.
+pub(crate) fn width_ns(width: &Expr, simplifier: &ExprSimplifier) -> Result<i64, Refusal> {
     const HELP: &str = "write tumble(INTERVAL '2 seconds')";
     match simplifier.simplify(width.clone()) {
         Ok(Expr::Literal(value, _)) => match interval_ns(&value) {
@@ -319,7 +325,7 @@ fn simplified(expr: Expr, simplifier: &ExprSimplifier, schema: &DFSchemaRef) -> 
     }
 }
 
-fn calls_tumble(expr: &Expr) -> bool {
+pub(crate) fn calls_tumble(expr: &Expr) -> bool {
     // The closure never fails.
     expr.exists(|expr| Ok(tumble_argument(expr).is_some())).unwrap_or(false)
 }
@@ -334,90 +340,6 @@ fn refuse_window_below(filters: &[Expr], aggregates: &[Expr]) -> Result<(), Refu
         return refuse(Anchor::Tumble, format!("an aggregate cannot take {TUMBLE}()"), help);
     }
     Ok(())
-}
-
-/// What the plan above the cut may do: it is run for one window at a time, so whatever looks at several rows must stay within
-/// a window by the text, too.
-mod above {
-    use super::{Anchor, Distinct, Expr, LogicalPlan, Refusal, Result, WindowedRows, calls_tumble, refuse};
-    use datafusion::common::DFSchema;
-    use datafusion::logical_expr::expr::ScalarFunction;
-
-    /// Which of the plan's columns tell windows apart; refuses what would mix windows.
-    pub(super) fn check(plan: &LogicalPlan, window_index: usize) -> Result<Vec<bool>, Refusal> {
-        if plan.expressions().iter().any(calls_tumble) {
-            let help = "write the window call once, name it AS window, and use that name";
-            return refuse(Anchor::Outermost, "a second window call is not supported yet", help);
-        }
-        let inputs = plan.inputs();
-        let Some(input) = inputs.first() else { return leaf(plan, window_index) };
-        let known = check(input, window_index)?;
-        let schema = input.schema();
-        let tells = |expr: &Expr| tells_window(expr, schema, &known);
-        Ok(match plan {
-            LogicalPlan::Projection(projection) => projection.expr.iter().map(tells).collect(),
-            LogicalPlan::Aggregate(aggregate) => {
-                if !aggregate.group_expr.iter().any(tells) {
-                    let help = "add the window's column to this GROUP BY";
-                    return refuse(Anchor::Outermost, "this GROUP BY would mix windows", help);
-                }
-                let flags = aggregate.group_expr.iter().map(tells);
-                flags.chain(aggregate.aggr_expr.iter().map(|_| false)).collect()
-            }
-            LogicalPlan::Window(window) => {
-                if !window.window_expr.iter().all(|expr| partitions_by_window(expr, &tells)) {
-                    let help = "write OVER (PARTITION BY window …)";
-                    return refuse(Anchor::Outermost, "this OVER would mix windows", help);
-                }
-                let flags = known.iter().copied();
-                flags.chain(window.window_expr.iter().map(|_| false)).collect()
-            }
-            LogicalPlan::Distinct(Distinct::All(_)) if !known.contains(&true) => {
-                let help = "add the window's column to this SELECT DISTINCT";
-                return refuse(Anchor::Outermost, "this DISTINCT would mix windows", help);
-            }
-            LogicalPlan::Distinct(Distinct::On(_)) => {
-                let help = "write row_number() OVER (PARTITION BY window …)";
-                return refuse(Anchor::Outermost, "DISTINCT ON is not supported yet", help);
-            }
-            _ => known,
-        })
-    }
-
-    fn leaf(plan: &LogicalPlan, window_index: usize) -> Result<Vec<bool>, Refusal> {
-        match plan {
-            LogicalPlan::Extension(extension) if extension.node.as_any().is::<WindowedRows>() => {
-                Ok((0..plan.schema().fields().len()).map(|index| index == window_index).collect())
-            }
-            _ => refuse(
-                Anchor::Query,
-                "the query reads something besides its window",
-                "read one table in FROM",
-            ),
-        }
-    }
-
-    /// The window itself, its start or its end.
-    fn tells_window(expr: &Expr, schema: &DFSchema, known: &[bool]) -> bool {
-        match expr {
-            Expr::Alias(alias) => tells_window(&alias.expr, schema, known),
-            Expr::Column(column) => {
-                schema.maybe_index_of_column(column).is_some_and(|index| known.get(index) == Some(&true))
-            }
-            Expr::ScalarFunction(ScalarFunction { func, args }) if func.name() == "get_field" => {
-                args.first().is_some_and(|root| tells_window(root, schema, known))
-            }
-            _ => false,
-        }
-    }
-
-    fn partitions_by_window(expr: &Expr, tells: &impl Fn(&Expr) -> bool) -> bool {
-        match expr {
-            Expr::Alias(alias) => partitions_by_window(&alias.expr, tells),
-            Expr::WindowFunction(function) => function.params.partition_by.iter().any(tells),
-            _ => false,
-        }
-    }
 }
 
 #[cfg(test)]

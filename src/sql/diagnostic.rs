@@ -131,14 +131,16 @@ fn end_of(text: &str) -> Location {
     Location { line: line as u64, column: column as u64 }
 }
 
-/// The candidate that is most likely meant: at most one edit for every three characters away.
+/// The candidate that is most likely meant: at most one edit for every three characters away, and not another word
+/// altogether.
 pub(crate) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word = word.to_lowercase();
-    let limit = (word.chars().count() / 3).max(1);
+    let length = word.chars().count();
+    let limit = (length / 3).max(1);
     candidates
         .into_iter()
         .map(|candidate| (strsim::damerau_levenshtein(&word, &candidate.to_lowercase()), candidate))
-        .filter(|(distance, _)| *distance <= limit)
+        .filter(|(distance, _)| *distance <= limit && *distance < length)
         .min_by_key(|(distance, candidate)| (*distance, *candidate))
         .map(|(_, candidate)| candidate)
 }

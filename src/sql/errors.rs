@@ -31,11 +31,16 @@ pub(crate) fn finding(error: &DataFusionError, query: &Query, own_places: bool) 
         names.dedup();
         return finding.help_nearest(&field.name, "columns", names);
     }
-    let message = message_of(root);
+    // A diagnostic without a place says less than the error it comes with.
+    let message = match error.diagnostic().filter(|diagnostic| diagnostic.span.is_some()) {
+        Some(diagnostic) => diagnostic.message.clone(),
+        None => message_of(root),
+    };
     let at = place.unwrap_or_else(|| named(query, &message));
-    let finding = Finding::error(at, message);
+    let finding = Finding::error(at, readable(&message));
     match help_of(error) {
         Some(help) => finding.help(help),
+        None if message.ends_with("not found in struct") => finding.help("a window has start and end"),
         None => finding,
     }
 }
@@ -83,15 +88,15 @@ pub(crate) fn first_word(query: &Query) -> Span {
 }
 
 fn place_of(error: &DataFusionError) -> Option<Span> {
-    let span = error.diagnostic().and_then(|diagnostic| diagnostic.span)?;
+    let diagnostic = error.diagnostic()?;
+    let span = diagnostic.span.or_else(|| diagnostic.notes.iter().find_map(|note| note.span))?;
     let place = |at: datafusion::common::Location| Location { line: at.line, column: at.column };
     Some(Span { start: place(span.start), end: place(span.end) })
 }
 
 fn help_of(error: &DataFusionError) -> Option<String> {
     let diagnostic = error.diagnostic()?;
-    let helps = diagnostic.helps.iter().map(|help| help.message.as_str());
-    helps.chain(diagnostic.notes.iter().map(|note| note.message.as_str())).next().map(str::to_owned)
+    diagnostic.helps.first().map(|help| readable(&help.message))
 }
 
 fn message_of(root: &DataFusionError) -> String {
@@ -103,6 +108,19 @@ fn message_of(root: &DataFusionError) -> String {
     text[..end].trim().lines().next().unwrap_or_default().trim_end_matches('.').to_owned()
 }
 
+/// DataFusion prints an interval as its Rust value.
+fn readable(message: &str) -> String {
+    const OPEN: &str = "IntervalMonthDayNano(\"IntervalMonthDayNano {";
+    const CLOSE: &str = "}\")";
+    let mut text = message.to_owned();
+    while let Some(start) = text.find(OPEN)
+        && let Some(length) = text[start..].find(CLOSE)
+    {
+        text.replace_range(start..start + length + CLOSE.len(), "INTERVAL …");
+    }
+    text
+}
+
 /// The first identifier or function of the query that the message names as a word; the query's first word when it names none.
 fn named(query: &Query, message: &str) -> Span {
     let words: Vec<String> = message
@@ -110,7 +128,28 @@ fn named(query: &Query, message: &str) -> Span {
         .filter(|word| word.len() > 1)
         .map(str::to_lowercase)
         .collect();
-    let found = visit_expressions(query, |expr| {
+    let conditions = if message.contains("predicate") { conditions(query) } else { vec![] };
+    let placed = conditions.iter().find_map(|condition| first_named(condition, &words));
+    placed.or_else(|| first_named(query, &words)).unwrap_or_else(|| first_word(query))
+}
+
+/// Every WHERE and HAVING of the query.
+fn conditions(query: &Query) -> Vec<Expr> {
+    struct Conditions(Vec<Expr>);
+    impl Visitor for Conditions {
+        type Break = std::convert::Infallible;
+        fn pre_visit_select(&mut self, select: &Select) -> ControlFlow<Self::Break> {
+            self.0.extend(select.selection.iter().chain(&select.having).cloned());
+            ControlFlow::Continue(())
+        }
+    }
+    let mut conditions = Conditions(vec![]);
+    let ControlFlow::Continue(()) = query.visit(&mut conditions);
+    conditions.0
+}
+
+fn first_named<V: Visit>(part: &V, words: &[String]) -> Option<Span> {
+    let found = visit_expressions(part, |expr| {
         let named = match expr {
             Expr::Identifier(ident) => Some((ident.value.to_lowercase(), ident.span)),
             Expr::CompoundIdentifier(parts) => {
@@ -125,8 +164,8 @@ fn named(query: &Query, message: &str) -> Span {
         }
     });
     match found {
-        ControlFlow::Break(at) => at,
-        ControlFlow::Continue(()) => first_word(query),
+        ControlFlow::Break(at) => Some(at),
+        ControlFlow::Continue(()) => None,
     }
 }
 

@@ -7,6 +7,7 @@
 //!  files ─parse─▶ statements ─catalog─▶ tables ─checks, planner─▶ analysed plan ─cut─▶ Program
 //! ```
 
+mod above;
 mod catalog;
 mod checks;
 pub mod cut;

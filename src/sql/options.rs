@@ -140,6 +140,7 @@ fn read_rest(option: &OptionDecl) -> Result<(), Finding> {
     Err(finding.help_nearest(key, "options", KNOWN))
 }
 
+/// A value that none of the expected is.
 fn unknown_value(at: Span, key: &str, value: &str, expected: &[&str]) -> Finding {
     let listed = expected.iter().map(|e| format!("'{e}'")).collect::<Vec<_>>().join(" or ");
     let finding = Finding::error(at, format!("unknown {key} '{value}', expected {listed}"));

@@ -21,6 +21,8 @@ pub(crate) struct Statement {
 #[derive(Clone, Debug)]
 pub(crate) enum StatementKind {
     CreateTable(CreateTable),
+    /// A `CREATE` that could not be read: the name is known, so that what reads it is not called unknown.
+    Broken(String),
     Other(Box<SqlStatement>),
 }
 
@@ -77,13 +79,40 @@ pub(crate) fn parse(text: &str) -> (Vec<Statement>, Vec<Finding>) {
         if first.token == Token::EOF {
             return (statements, findings);
         }
+        let start = parser.index();
+        let created = created_name(&parser);
         match statement(&mut parser, &first) {
             Ok(kind) => statements.push(Statement { at: first.span, kind }),
             Err(finding) => {
                 findings.push(finding);
-                while !matches!(parser.next_token().token, Token::SemiColon | Token::EOF) {}
+                let broken = created.map(StatementKind::Broken);
+                statements.extend(broken.map(|kind| Statement { at: first.span, kind }));
+                skip_statement(&mut parser, start);
             }
         }
+    }
+}
+
+/// Goes behind the next semicolon, unless the statement was given up at it.
+fn skip_statement(parser: &mut Parser<'_>, start: usize) {
+    let at_semicolon = parser.index() > start && parser.get_current_token().token == Token::SemiColon;
+    if !at_semicolon {
+        while !matches!(parser.next_token().token, Token::SemiColon | Token::EOF) {}
+    }
+}
+
+/// The name in `CREATE TABLE name` or `CREATE VIEW name`.
+fn created_name(parser: &Parser<'_>) -> Option<String> {
+    let [create, what, name] = parser.peek_tokens_ref();
+    let keyword = |token: &TokenWithSpan| match &token.token {
+        Token::Word(word) => Some(word.keyword),
+        _ => None,
+    };
+    let creates = keyword(create) == Some(Keyword::CREATE)
+        && matches!(keyword(what), Some(Keyword::TABLE | Keyword::VIEW));
+    match &name.token {
+        Token::Word(word) if creates => Some(super::catalog::normalized(&word.to_ident(name.span))),
+        _ => None,
     }
 }
 
@@ -105,15 +134,17 @@ fn statement(parser: &mut Parser<'_>, first: &TokenWithSpan) -> Parsed<Statement
 
 /// Names the statements there are, with the nearest one: sqlparser says only "an SQL statement".
 fn check_first_word(first: &TokenWithSpan) -> Parsed<()> {
-    const STATEMENTS: [&str; 6] = ["CREATE TABLE", "CREATE VIEW", "INSERT INTO", "SELECT", "WITH", "CREATE"];
     match &first.token {
         Token::Word(word) if word.keyword == Keyword::NoKeyword => {
-            let firsts = ["CREATE", "INSERT", "SELECT", "WITH"];
             let finding = Finding::error(first.span, format!("'{}' begins no statement", word.value));
-            Err(finding.help_nearest(&word.value, "statements", firsts))
+            Err(finding.help_nearest(
+                &word.value,
+                "statements begin with",
+                ["CREATE", "INSERT", "SELECT", "WITH"],
+            ))
         }
         Token::Word(_) | Token::LParen => Ok(()),
-        _ => Err(expected(first, STATEMENTS[..4].join(", ").as_str())),
+        _ => Err(expected(first, "CREATE TABLE, CREATE VIEW or INSERT INTO")),
     }
 }
 
@@ -216,6 +247,8 @@ fn column_option(parser: &mut Parser<'_>, column: &mut ColumnDecl) -> Parsed<boo
     let Token::Word(word) = &at.token else { return Ok(false) };
     if parser.parse_keywords(&[Keyword::NOT, Keyword::NULL]) {
         column.not_null = true;
+    } else if parser.parse_keyword(Keyword::NOT) {
+        return Err(expected(&parser.peek_token(), "NULL behind NOT"));
     } else if parser.parse_keyword(Keyword::NULL) {
         column.not_null = false;
     } else if parser.parse_keyword(Keyword::DEFAULT) {
@@ -302,6 +335,10 @@ fn expected(found: &TokenWithSpan, what: &str) -> Finding {
     Finding::error(found.span, format!("expected {what}, found {found_text}"))
 }
 
+/// What may have been meant where sqlparser did not expect a word.
+const KEYWORDS: [&str; 10] =
+    ["SELECT", "FROM", "WHERE", "GROUP", "HAVING", "ORDER", "LIMIT", "INTO", "WITH", "VALUES"];
+
 /// sqlparser writes the place into its message: `… at Line: 3, Column: 7`.
 pub(crate) fn finding_of(error: ParserError) -> Finding {
     let message = match error {
@@ -320,5 +357,10 @@ pub(crate) fn finding_of(error: ParserError) -> Finding {
     let text = text.strip_prefix("Expected: ").map_or(text.clone(), |rest| format!("expected {rest}"));
     let text = text.replace("found: EOF", "found the end of the file").replace("found: ", "found ");
     let span = start.map_or_else(Span::empty, |start| Span { start, end: start });
-    Finding::error(span, text)
+    let found = text.rsplit_once("found ").map(|(_, found)| found.to_owned());
+    let finding = Finding::error(span, text);
+    match found.and_then(|found| nearest(&found, KEYWORDS).filter(|near| !found.eq_ignore_ascii_case(near))) {
+        Some(near) => finding.help(format!("did you mean '{near}'?")),
+        None => finding,
+    }
 }

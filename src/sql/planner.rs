@@ -68,18 +68,21 @@ impl Planner {
         ExprSimplifier::new(context)
     }
 
-    /// The value of a literal INTERVAL in nanoseconds; the error says what is wrong with it, if anything is known.
-    pub(crate) fn constant_interval(&self, expr: &SqlExpr) -> std::result::Result<i64, Option<String>> {
-        if !matches!(expr, SqlExpr::Interval(_)) {
-            return Err(None);
-        }
+    /// The value of a literal INTERVAL in nanoseconds. None when the expression is none; the error says what is wrong
+    /// with it.
+    pub(crate) fn constant_interval(&self, expr: &SqlExpr) -> Option<std::result::Result<i64, String>> {
+        let SqlExpr::Interval(interval) = expr else { return None };
         let planned =
             SqlToRel::new(self).sql_to_expr(expr.clone(), &DFSchema::empty(), &mut PlannerContext::new());
         match planned {
-            Ok(Expr::Literal(value, _)) => interval_ns(&value).map_err(Some),
-            Ok(_) => Err(None),
-            Err(error) => Err(Some(error.strip_backtrace())),
+            Ok(Expr::Literal(value, _)) => Some(interval_ns(&value)),
+            _ => Some(Err(format!("{interval} is no interval"))),
         }
+    }
+
+    /// Whether a literal INTERVAL can be read.
+    pub(crate) fn is_readable_interval(&self, expr: &SqlExpr) -> bool {
+        SqlToRel::new(self).sql_to_expr(expr.clone(), &DFSchema::empty(), &mut PlannerContext::new()).is_ok()
     }
 }
 

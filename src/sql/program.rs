@@ -91,8 +91,12 @@ impl Build {
     fn tables(&mut self, files: &[Parsed<'_>]) {
         for parsed in files {
             for statement in &parsed.statements {
-                if let StatementKind::CreateTable(decl) = &statement.kind {
-                    self.table(parsed.file, decl);
+                match &statement.kind {
+                    StatementKind::CreateTable(decl) => self.table(parsed.file, decl),
+                    StatementKind::Broken(name) => {
+                        self.planner.relations.insert(name.clone(), Relation::Broken);
+                    }
+                    StatementKind::Other(_) => {}
                 }
             }
         }
@@ -101,14 +105,15 @@ impl Build {
     fn table(&mut self, file: &SqlFile, decl: &CreateTable) {
         let name = catalog::normalized(&decl.name);
         if self.planner.relations.contains_key(&name) {
-            let finding = Finding::error(decl.name.span, format!("table '{name}' is declared twice"));
+            let finding = Finding::error(decl.name.span, format!("'{name}' is declared twice"));
             self.report(file, [finding.help("leave one of the two declarations out")]);
             return;
         }
         let relation = match catalog::table(decl, &self.planner) {
             Ok(table) => match self.tables.iter().find(|other| other.topic == table.topic) {
                 Some(other) => {
-                    let message = format!("topic '{}' is table '{}''s already", table.topic, other.name);
+                    let message =
+                        format!("topic '{}' is used by table '{}' already", table.topic, other.name);
                     let finding =
                         Finding::error(decl.name.span, message).help("give each table a topic of its own");
                     self.report(file, [finding]);
@@ -144,9 +149,20 @@ impl Build {
             let ready = waiting.iter().position(|(_, view)| {
                 !checks::relations_read(&view.query).iter().any(|read| names.contains(read))
             });
-            // Without one they read each other in a circle; planning any then says which table it lacks.
-            let (file, view) = waiting.remove(ready.unwrap_or(0));
+            let Some(ready) = ready else { return self.circle(&waiting) };
+            let (file, view) = waiting.remove(ready);
             self.view(file, view);
+        }
+    }
+
+    fn circle(&mut self, waiting: &[(&SqlFile, &CreateView)]) {
+        for (index, (file, view)) in waiting.iter().enumerate() {
+            let Some((name, at)) = checks::last_name(&view.name) else { continue };
+            if index == 0 {
+                let message = format!("view '{name}' waits for itself: views read each other in a circle");
+                self.report(file, [Finding::error(at, message).help("read a table in one of them")]);
+            }
+            self.planner.relations.insert(name, Relation::Broken);
         }
     }
 
@@ -294,6 +310,7 @@ impl Build {
         }
         let mut rewritten = query.clone();
         rewrite::window_fields(&mut rewritten);
+        rewrite::unique_outputs(&mut rewritten);
         match self.planner.plan(rewritten) {
             Ok(plan) => Some(plan),
             Err(error) => {
@@ -316,6 +333,7 @@ impl Build {
 fn declared_name(statement: &Statement) -> Option<String> {
     match &statement.kind {
         StatementKind::CreateTable(decl) => Some(catalog::normalized(&decl.name)),
+        StatementKind::Broken(name) => Some(name.clone()),
         StatementKind::Other(other) => match other.as_ref() {
             SqlStatement::CreateView(view) => view_name(view),
             _ => None,

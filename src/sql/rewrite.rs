@@ -6,7 +6,7 @@
 use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
-    AccessExpr, Expr, OrderByKind, Query, Select, SelectItem, SetExpr, TableFactor, Value, VisitMut,
+    AccessExpr, Expr, Ident, OrderByKind, Query, Select, SelectItem, SetExpr, TableFactor, Value, VisitMut,
     VisitorMut, visit_expressions_mut,
 };
 
@@ -19,10 +19,47 @@ pub(crate) fn window_fields(query: &mut Query) {
     let ControlFlow::Continue(()) = query.visit(&mut Rewrite);
 }
 
+/// Names the columns of an INSERT's SELECT that have no name and say what another one says: the planner wants each
+/// name once, an INSERT goes by position and does not care.
+pub(crate) fn unique_outputs(query: &mut Query) {
+    match query.body.as_mut() {
+        SetExpr::Select(select) => {
+            let mut seen: Vec<Expr> = Vec::new();
+            for (index, item) in select.projection.iter_mut().enumerate() {
+                let SelectItem::UnnamedExpr(expr) = item else { continue };
+                if seen.contains(expr) {
+                    let alias = Ident::new(format!("column_{}", index + 1));
+                    *item = SelectItem::ExprWithAlias { expr: expr.clone(), alias };
+                } else {
+                    seen.push(expr.clone());
+                }
+            }
+        }
+        SetExpr::Query(query) => unique_outputs(query),
+        _ => {}
+    }
+}
+
 struct Rewrite;
 
 impl VisitorMut for Rewrite {
     type Break = std::convert::Infallible;
+
+    /// `tumble(…).start`: the planner takes the field's name as text only.
+    fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<Self::Break> {
+        if let Expr::CompoundFieldAccess { root, access_chain } = expr
+            && matches!(root.as_ref(), Expr::Function(_))
+        {
+            for access in access_chain {
+                if let AccessExpr::Dot(field @ Expr::Identifier(_)) = access
+                    && let Expr::Identifier(ident) = field
+                {
+                    *field = field_name(ident);
+                }
+            }
+        }
+        ControlFlow::Continue(())
+    }
 
     fn post_visit_query(&mut self, query: &mut Query) -> ControlFlow<Self::Break> {
         let SetExpr::Select(select) = query.body.as_mut() else { return ControlFlow::Continue(()) };
@@ -69,14 +106,17 @@ fn window_call(select: &Select) -> Option<(String, Expr)> {
     (!shadowed).then_some((alias, call))
 }
 
+fn field_name(ident: &Ident) -> Expr {
+    Expr::Value(Value::SingleQuotedString(normalized(ident)).with_span(ident.span))
+}
+
 fn rewrite(expr: &mut Expr, alias: &str, call: &Expr) {
     let outcome: ControlFlow<()> = visit_expressions_mut(expr, |expr| {
         let Expr::CompoundIdentifier(parts) = &*expr else { return ControlFlow::Continue(()) };
         let [root, field] = parts.as_slice() else { return ControlFlow::Continue(()) };
         let name = normalized(field);
         if normalized(root) == alias && (name == "start" || name == "end") {
-            let field = Value::SingleQuotedString(name).with_span(field.span);
-            let access = AccessExpr::Dot(Expr::Value(field));
+            let access = AccessExpr::Dot(field_name(field));
             *expr = Expr::CompoundFieldAccess { root: Box::new(call.clone()), access_chain: vec![access] };
         }
         ControlFlow::Continue(())

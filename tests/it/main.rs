@@ -12,4 +12,5 @@ mod log_conformance;
 mod pipeline;
 mod publish;
 mod simulate;
+mod sql;
 mod support;

@@ -1,0 +1,1 @@
+INSERT INTO emoji_counts (room, emoji_type) VALUES ('main', 'x');

@@ -1,0 +1,10 @@
+CREATE TABLE a (x TEXT) WITH (conector = 'kafka', type = 'sink', topic = 'a b');
+CREATE TABLE b (x TEXT) WITH (connector = 'kafak', type = 'sorce', format = 'jsn');
+CREATE TABLE c (x TEXT) WITH (connector = 'single_file', type = 'sink', framing = 'newline', banana = '1');
+CREATE TABLE d (x TEXT) WITH (connector = 'kafka', type = 'sink', 'sink.key_field' = 'y', type = 'sink');
+CREATE TABLE e (x TEXT) WITH (connector = 'kafka', type = 'sink', 'source.offset' = 'latest', bootstrap_servers = 'k:9092');
+CREATE TABLE f (x TEXT) WITH (connector = 'kafka', type = 'sink', format = 'arrow', topic = 'emostream.live');
+CREATE TABLE g (x TIMESTAMP NOT NULL, WATERMARK FOR x) WITH (connector = 'kafka', type = 'source', format = 'json', 'sink.key_field' = 'x');
+CREATE TABLE h (x TEXT) WITH ();
+CREATE TABLE i (x TEXT) WITH (connector = 'kafka', type = 'sink', topic = 'reactions');
+CREATE TABLE i (x TEXT) WITH (connector = 'kafka', type = 'sink');

@@ -1,0 +1,5 @@
+INSERT INTO emoji_counts
+SELECT window.start, window.end, room, emoji_type, count, 1
+FROM (SELECT tumble(INTERVAL '2 seconds') AS window, room, emoji_type, count(*) AS count
+      FROM (SELECT room, emoji_type, row_number() OVER (ORDER BY timestamp) AS n FROM reactions) WHERE n < 5
+      GROUP BY window, room, emoji_type);

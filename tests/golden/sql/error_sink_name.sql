@@ -1,0 +1,1 @@
+INSERT INTO emoji_count SELECT room FROM reactions;

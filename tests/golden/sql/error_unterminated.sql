@@ -1,0 +1,2 @@
+INSERT INTO emoji_counts
+SELECT 'main FROM reactions;

@@ -1,0 +1,10 @@
+CREATE TABLE a (t TIMESTAMP NOT NULL) WITH (connector = 'kafka', type = 'source');
+CREATE TABLE b (t TIMESTAMP NOT NULL, WATERMARK FOR time) WITH (connector = 'kafka', type = 'source');
+CREATE TABLE c (t TIMESTAMP, WATERMARK FOR t) WITH (connector = 'kafka', type = 'source');
+CREATE TABLE d (t BIGINT NOT NULL, WATERMARK FOR t) WITH (connector = 'kafka', type = 'source');
+CREATE TABLE e (t TIMESTAMP NOT NULL, WATERMARK FOR t AS (t + INTERVAL '1 second')) WITH (connector = 'kafka', type = 'source');
+CREATE TABLE f (t TIMESTAMP NOT NULL, WATERMARK FOR t AS (t - INTERVAL '-1 second')) WITH (connector = 'kafka', type = 'source');
+CREATE TABLE g (t TIMESTAMP NOT NULL, WATERMARK FOR t AS (t - INTERVAL '1 month')) WITH (connector = 'kafka', type = 'source');
+CREATE TABLE h (t TIMESTAMP NOT NULL, WATERMARK FOR t AS (t - INTERVAL '1 parsec')) WITH (connector = 'kafka', type = 'source');
+CREATE TABLE i (t TIMESTAMP NOT NULL, WATERMARK FOR t, WATERMARK FOR t) WITH (connector = 'kafka', type = 'source');
+CREATE TABLE j (t TIMESTAMP NOT NULL, WATERMARK FOR t) WITH (connector = 'kafka', type = 'sink');

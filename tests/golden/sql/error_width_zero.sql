@@ -1,0 +1,4 @@
+INSERT INTO emoji_counts
+SELECT window.start, window.end, room, emoji_type, count, 1
+FROM (SELECT tumble(INTERVAL '0 seconds') AS window, room, emoji_type, count(*) AS count
+      FROM reactions GROUP BY window, room, emoji_type);

@@ -1,0 +1,4 @@
+INSERT INTO emoji_counts
+SELECT window.start, window.end, room, emoji_type, count, 1
+FROM (SELECT tumble(INTERVAL '2 seconds') AS window, upper(room) AS room, emoji_type, count(*) AS count
+      FROM reactions GROUP BY tumble(INTERVAL '2 seconds'), upper(room), emoji_type);

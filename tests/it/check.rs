@@ -1,0 +1,67 @@
+//! `emostream check` as it is run: exit codes, where it prints, which files make up the program.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn check(folder: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_emostream"));
+    command.arg("check").args(args).current_dir(folder).output().unwrap()
+}
+
+/// A folder that holds a copy of the shipped `sql/`.
+fn with_shipped_sql() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let sql = folder.path().join("sql");
+    std::fs::create_dir(&sql).unwrap();
+    for name in ["tables.sql", "emoji_counts.sql"] {
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("sql").join(name);
+        std::fs::copy(from, sql.join(name)).unwrap();
+    }
+    folder
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn the_shipped_folder_passes_whole_and_file_by_file() {
+    let folder = with_shipped_sql();
+    for args in [&[][..], &["--sql", "sql"], &["sql/emoji_counts.sql"], &["sql/emoji_counts.sql", "sql/tables.sql"]] {
+        let output = check(folder.path(), args);
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {}", text(&output.stderr));
+        assert!(text(&output.stdout).contains("emoji_counts: reactions → emoji_counts, a window every 2 s"));
+    }
+}
+
+#[test]
+fn an_error_is_named_with_its_place_and_ends_with_exit_code_1() {
+    let folder = with_shipped_sql();
+    let path = folder.path().join("sql/emoji_counts.sql");
+    let broken = std::fs::read_to_string(&path).unwrap().replace("emoji_type, count(*)", "emoji_typ, count(*)");
+    std::fs::write(&path, broken).unwrap();
+    let output = check(folder.path(), &["sql/emoji_counts.sql"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stderr);
+    assert!(said.starts_with("sql/emoji_counts.sql:7:"), "{said}");
+    assert!(said.contains("did you mean 'emoji_type'?"), "{said}");
+
+    let output = check(folder.path(), &["--format", "json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let verdict: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(verdict["ok"], false);
+    let found = &verdict["diagnostics"][0];
+    assert_eq!((found["line"].as_u64(), found["severity"].as_str()), (Some(7), Some("error")));
+    assert!(found["file"].as_str().unwrap().ends_with("sql/emoji_counts.sql"));
+}
+
+#[test]
+fn a_file_or_folder_that_is_not_there_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    for args in [&[][..], &["none.sql"], &["--sql", "elsewhere"]] {
+        let output = check(folder.path(), args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        let name = args.last().unwrap_or(&"sql");
+        assert!(text(&output.stderr).contains(name), "{args:?}: {}", text(&output.stderr));
+    }
+}

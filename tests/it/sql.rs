@@ -1,0 +1,166 @@
+//! The SQL front end against golden files: a text, and what is said about it.
+//!
+//! `tests/golden/sql/NAME.sql` is one file, planned beside the shipped `sql/tables.sql`; a folder there is a program of its own.
+//! `NAME.expected` holds the diagnostics, or what the engine gets to compile. `UPDATE_GOLDEN=1` rewrites it.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use emostream::sql::files::{load_file, load_folder};
+use emostream::sql::{Program, Query, SqlFile, plan_program, plan_program_with};
+
+fn golden_folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/sql")
+}
+
+fn shipped() -> Vec<SqlFile> {
+    load_folder(&Path::new(env!("CARGO_MANIFEST_DIR")).join("sql")).unwrap()
+}
+
+/// The file as the golden names it: without the way to this folder.
+fn short(mut file: SqlFile) -> SqlFile {
+    let name = Path::new(&file.name).file_name().unwrap();
+    file.name = name.to_str().unwrap().to_owned();
+    file
+}
+
+/// What is said about a golden program: its diagnostics, or each query's cut.
+fn verdict(case: &Path) -> String {
+    let planned = if case.is_dir() {
+        let files: Vec<SqlFile> = load_folder(case).unwrap().into_iter().map(short).collect();
+        plan_program(&files)
+    } else {
+        let tables = load_file(&Path::new(env!("CARGO_MANIFEST_DIR")).join("sql/tables.sql")).unwrap();
+        plan_program_with(&[short(load_file(case).unwrap())], &[short(tables)])
+    };
+    match planned {
+        Ok(program) => describe(&program),
+        Err(diagnostics) => diagnostics.iter().fold(String::new(), |mut text, diagnostic| {
+            writeln!(text, "{diagnostic}").unwrap();
+            text
+        }),
+    }
+}
+
+fn describe(program: &Program) -> String {
+    let mut text = String::new();
+    for warning in &program.warnings {
+        writeln!(text, "{warning}").unwrap();
+    }
+    for query in &program.queries {
+        text += &describe_query(query);
+    }
+    text
+}
+
+fn describe_query(query: &Query) -> String {
+    let cut = &query.cut;
+    let mut text = String::new();
+    writeln!(text, "query {}: {} into {}", query.name, query.source.name, query.sink.name).unwrap();
+    writeln!(text, "window of {} ns, group expression {}", cut.window.width_ns, cut.window_index).unwrap();
+    for filter in &cut.filters {
+        writeln!(text, "where {filter}").unwrap();
+    }
+    for (index, key) in &cut.keys {
+        let data_type = cut.output_schema.field(*index).data_type();
+        writeln!(text, "key {index}: {key} as {data_type}").unwrap();
+    }
+    let aggregates = cut.output_schema.fields().iter().skip(cut.keys.len() + 1);
+    for (aggregate, field) in cut.aggregates.iter().zip(aggregates) {
+        writeln!(text, "aggregate {aggregate} as {}", field.data_type()).unwrap();
+    }
+    // The leaf repeats the aggregate's schema, and a window call's name is long.
+    for line in cut.above.display_indent().to_string().lines() {
+        let line = line.split("WindowedRows").next().unwrap().to_owned()
+            + if line.contains("WindowedRows") { "WindowedRows" } else { "" };
+        let interval =
+            "IntervalMonthDayNano(\"IntervalMonthDayNano { months: 0, days: 0, nanoseconds: 2000000000 }\")";
+        writeln!(text, "{}", line.replace(interval, "2 s")).unwrap();
+    }
+    text
+}
+
+#[test]
+fn every_golden_text_gets_its_expected_verdict() {
+    let update = std::env::var_os("UPDATE_GOLDEN").is_some();
+    let entries = std::fs::read_dir(golden_folder()).unwrap().map(|entry| entry.unwrap().path());
+    let cases: BTreeSet<PathBuf> =
+        entries.filter(|path| path.is_dir() || path.extension().is_some_and(|e| e == "sql")).collect();
+    assert!(cases.len() > 20, "only {} golden texts were found", cases.len());
+    let mut wrong = String::new();
+    for case in cases {
+        let expected_file = case.with_extension("expected");
+        let actual = verdict(&case);
+        if update {
+            std::fs::write(&expected_file, &actual).unwrap();
+            continue;
+        }
+        let expected = std::fs::read_to_string(&expected_file).unwrap_or_default();
+        if expected != actual {
+            writeln!(wrong, "{}\n--- expected\n{expected}--- actual\n{actual}", case.display()).unwrap();
+        }
+    }
+    assert!(wrong.is_empty(), "UPDATE_GOLDEN=1 rewrites these, when they are right:\n{wrong}");
+}
+
+#[test]
+fn the_shipped_folder_plans_without_a_warning() {
+    let program = plan_program(&shipped()).unwrap();
+    assert_eq!(program.warnings, []);
+    assert_eq!(program.queries.len(), 1);
+    let reversed: Vec<SqlFile> = shipped().into_iter().rev().collect();
+    let again = plan_program(&reversed).unwrap();
+    assert_eq!(again.tables, program.tables);
+    assert_eq!(again.queries[0].cut.fingerprint(), program.queries[0].cut.fingerprint());
+}
+
+/// The shipped program with one text replaced.
+fn edited(from: &str, to: &str) -> Program {
+    let mut files = shipped();
+    assert!(files.iter().any(|file| file.text.contains(from)), "'{from}' is in no shipped file");
+    for file in &mut files {
+        file.text = file.text.replace(from, to);
+    }
+    plan_program(&files).unwrap()
+}
+
+#[test]
+fn a_fingerprint_changes_with_what_lies_at_or_below_the_cut_and_with_nothing_else() {
+    let fingerprint = |program: &Program| program.queries[0].cut.fingerprint();
+    let shipped = fingerprint(&plan_program(&shipped()).unwrap());
+    for (from, to) in [
+        ("1000 ", "2000 "),
+        ("AS scaled", "AS shown"),
+        ("FROM (", "\n\nFROM ("),
+        ("GROUP BY window, room, emoji_type", "GROUP BY window, room, emoji_type HAVING count(*) > 3"),
+        ("emoji_counts\nSELECT window.start", "emoji_counts\nSELECT window.end"),
+    ] {
+        assert_eq!(fingerprint(&edited(from, to)), shipped, "{from} → {to}");
+    }
+    for (from, to) in [
+        ("'2 seconds'", "'3 seconds'"),
+        ("FROM reactions", "FROM reactions WHERE room <> 'test'"),
+        ("count(*) AS", "count(DISTINCT user_id) AS"),
+        ("GROUP BY window, room, emoji_type", "GROUP BY window, upper(room), room, emoji_type"),
+    ] {
+        assert_ne!(fingerprint(&edited(from, to)), shipped, "{from} → {to}");
+    }
+}
+
+#[test]
+fn the_sinks_columns_and_types_are_what_the_plan_above_gives() {
+    let program = edited("scaled BIGINT", "scaled DOUBLE");
+    let schema = program.queries[0].cut.above.schema();
+    let fields: Vec<String> =
+        schema.fields().iter().map(|f| format!("{} {}", f.name(), f.data_type())).collect();
+    let expected = [
+        "window_start Timestamp(ns)",
+        "window_end Timestamp(ns)",
+        "room Utf8",
+        "emoji_type Utf8",
+        "count Int64",
+        "scaled Float64",
+    ];
+    assert_eq!(fields, expected);
+}
