@@ -1,11 +1,12 @@
 //! `emostream check` as it is run: exit codes, where it prints, which files make up the program.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
+
+use crate::support::binary::emostream;
 
 fn check(folder: &Path, args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_emostream"));
-    command.arg("check").args(args).current_dir(folder).output().unwrap()
+    emostream(folder).arg("check").args(args).output().unwrap()
 }
 
 /// A folder that holds a copy of the shipped `sql/`.
@@ -27,7 +28,9 @@ fn text(bytes: &[u8]) -> &str {
 #[test]
 fn the_shipped_folder_passes_whole_and_file_by_file() {
     let folder = with_shipped_sql();
-    for args in [&[][..], &["--sql", "sql"], &["sql/emoji_counts.sql"], &["sql/emoji_counts.sql", "sql/tables.sql"]] {
+    for args in
+        [&[][..], &["--sql", "sql"], &["sql/emoji_counts.sql"], &["sql/emoji_counts.sql", "sql/tables.sql"]]
+    {
         let output = check(folder.path(), args);
         assert_eq!(output.status.code(), Some(0), "{args:?}: {}", text(&output.stderr));
         assert!(text(&output.stdout).contains("emoji_counts: reactions → emoji_counts, a window every 2 s"));
@@ -38,7 +41,8 @@ fn the_shipped_folder_passes_whole_and_file_by_file() {
 fn an_error_is_named_with_its_place_and_ends_with_exit_code_1() {
     let folder = with_shipped_sql();
     let path = folder.path().join("sql/emoji_counts.sql");
-    let broken = std::fs::read_to_string(&path).unwrap().replace("emoji_type, count(*)", "emoji_typ, count(*)");
+    let broken =
+        std::fs::read_to_string(&path).unwrap().replace("emoji_type, count(*)", "emoji_typ, count(*)");
     std::fs::write(&path, broken).unwrap();
     let output = check(folder.path(), &["sql/emoji_counts.sql"]);
     assert_eq!(output.status.code(), Some(1));
