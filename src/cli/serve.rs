@@ -51,7 +51,7 @@ pub(super) type Failed = Pin<Box<dyn Future<Output = Failure> + Send>>;
 pub(super) struct Serving {
     /// Its calls.
     pub(super) router: Router,
-    /// Ends when the process can no longer do its work; [`never`] when that cannot be.
+    /// Ends when the process can no longer do its work; [`never()`] when that cannot be.
     pub(super) failed: Failed,
     /// What is said on standard output once it serves.
     pub(super) banner: String,

@@ -31,7 +31,7 @@ const MAX_LINE: usize = 16 << 20;
 
 /// Print a table's rows as they come, one JSON object a line
 ///
-/// From Kafka (--kafka, or kind = "kafka" under [log]) it reads the table's topic, source or sink. A running
+/// From Kafka (--kafka, or kind = "kafka" under `[log]`) it reads the table's topic, source or sink. A running
 /// `emostream up` keeps its log to itself, so without Kafka this follows that process at --url: closed windows of a
 /// sink only.
 #[derive(Debug, clap::Args)]
