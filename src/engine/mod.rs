@@ -19,6 +19,7 @@ mod expression;
 mod groups;
 pub mod partition;
 pub mod routes;
+mod run;
 pub mod sink;
 pub mod watermark;
 pub mod window;

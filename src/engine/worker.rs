@@ -1,25 +1,25 @@
 //! The shell around the pure core: reads partitions, waits for windows to end, commits, recovers.
 //!
-//! One task per partition feeds its [`Partition`]; one task per query closes windows when the minimum of the
+//! One task per partition feeds the run ([`super::run`]); one task per query closes windows when the minimum of the
 //! watermarks passes a boundary, and commits rows, figures and positions in one transaction. While a commit is under
 //! way partitions go on reading. After any doubt about the log — the process was killed, a commit's end is not known —
 //! the query starts over: fence, read the checkpoint, rebuild what was open.
 
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Settings;
-use super::closing::{Closed, Closer, Start, total};
+use super::closing::{Closed, Start};
 use super::compile::CompiledQuery;
-use super::partition::{Partition, TimeRules};
-use super::{sink, watermark};
+use super::partition::TimeRules;
+use super::run::{COMMIT_EVERY, Committed, Run};
+use super::sink;
 use crate::clock;
 use crate::log::failpoint;
 use crate::log::{Log, LogError, NewRecord, PartitionRange, Reader, TOPIC_CHECKPOINTS, Transaction, Writer};
@@ -30,15 +30,8 @@ use crate::shutdown::Tasks;
 
 /// One read brings about this many bytes: enough to amortise it, little to hold.
 const READ_BYTES: usize = 4 << 20;
-/// How long a read waits when no window is open.
-const IDLE_WAIT: Duration = Duration::from_secs(1);
 /// How soon to look again when a window should be over and its partition's end is not proved yet.
-const PROOF_WAIT: Duration = Duration::from_millis(2);
-/// Positions are committed at the latest after this time, or after [`COMMIT_ROWS`], also without results.
-const COMMIT_EVERY: Duration = Duration::from_secs(5);
-const COMMIT_ROWS: u64 = 1_000_000;
-/// A partition this far ahead of the slowest, in event time, is paused: open panes stay bounded.
-const MAX_SKEW_NS: i64 = 10_000 * NS_PER_MS;
+pub(super) const PROOF_WAIT: Duration = Duration::from_millis(2);
 /// How long a request for figures waits for the readers to reach the log's end.
 const FIGURES_WAIT: Duration = Duration::from_secs(1);
 /// On a shared log, how long after a (re)start no partition counts as idle, besides the table's delay: a flush of
@@ -112,7 +105,7 @@ pub struct QueryReport {
 }
 
 /// Why a run of a query ended, by what is to be done.
-enum Failure {
+pub(super) enum Failure {
     /// Recover: fence, read the checkpoint, rebuild.
     Recover(String),
     /// Another process took over.
@@ -154,32 +147,7 @@ struct Status {
     run: Option<Arc<Run>>,
 }
 
-/// One run, from a recovery to the next.
-struct Run {
-    query: Arc<CompiledQuery>,
-    partitions: Vec<Mutex<Partition>>,
-    /// Locked before partitions, never after.
-    closing: Mutex<Closing>,
-    /// Groups by partition, for the bound on their sum.
-    groups: Vec<AtomicUsize>,
-    /// A partition moved.
-    progress: Notify,
-    /// When the earliest open window can be over, nanoseconds of the wall clock; `i64::MAX` when none is open.
-    wake_ns: AtomicI64,
-    /// `wake_ns` became earlier.
-    earlier: Notify,
-    /// Idle proofs before this are not believed.
-    hold_until_ms: i64,
-    gap: Option<Gap>,
-}
-
-struct Closing {
-    closer: Closer,
-    /// Of the closer's `counted`, what is committed.
-    committed: u64,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -257,7 +225,7 @@ impl RunningQuery {
             let resume = position.resume;
             readers.spawn(async move { read_partition(&shared, &run, partition, resume, &stop).await });
         }
-        let committing = self.close_and_commit(&run, writer, &stop);
+        let committing = self.close_and_commit(&run, &start, writer, &stop);
         tokio::pin!(committing);
         loop {
             tokio::select! {
@@ -283,22 +251,8 @@ impl RunningQuery {
             let (from, to) = (format_rfc3339(gap.from), format_rfc3339(gap.to));
             tracing::warn!(query = query.name, from, to, "the new version starts after a gap");
         }
-        let partitions = start.positions.iter().map(|position| {
-            Mutex::new(Partition::new(Arc::clone(query), self.shared.rules, *position, start.emitted))
-        });
-        let closer = Closer::new(Arc::clone(query), self.version, &start);
         let hold_ms = if log.is_shared() { SHARED_HOLD_MS + query.delay_ns / NS_PER_MS } else { 0 };
-        let run = Run {
-            query: Arc::clone(query),
-            partitions: partitions.collect(),
-            groups: start.positions.iter().map(|_| AtomicUsize::new(0)).collect(),
-            closing: Mutex::new(Closing { committed: closer.counted(), closer }),
-            progress: Notify::new(),
-            wake_ns: AtomicI64::new(i64::MAX),
-            earlier: Notify::new(),
-            hold_until_ms: clock::wall_ms() + hold_ms,
-            gap: start.gap,
-        };
+        let run = Run::new(Arc::clone(query), self.version, self.shared.rules, &start, clock::wall_ms() + hold_ms);
         Ok((Arc::new(run), start, writer))
     }
 
@@ -306,23 +260,28 @@ impl RunningQuery {
     async fn close_and_commit(
         &self,
         run: &Run,
+        start: &Start,
         mut writer: Box<dyn Writer>,
         stop: &CancellationToken,
     ) -> Result<(), Failure> {
         let sink_partitions = describe(self.shared.log.as_ref(), &self.query.sink.topic).await?.len();
         let sink_partitions = u32::try_from(sink_partitions).unwrap_or(u32::MAX);
-        let mut committed = Committed { at: Instant::now(), rows: 0, positions: Vec::new() };
+        let mut committed =
+            Committed { at: Instant::now(), rows: 0, positions: start.positions.clone() };
         loop {
             let progress = run.progress.notified();
             if run.is_rebuilt() {
                 self.set(State::Running, None);
-                if let Some(closed) = run.close(&committed)? {
-                    committed.rows = closed.checkpoint.figures.accepted;
+                let closed = run.close(&committed)?;
+                if committed.is_due() || closed.is_some() {
+                    committed.at = Instant::now();
+                }
+                if let Some(closed) = closed {
+                    committed.rows = closed.checkpoint.figures.accepted - start.figures.accepted;
                     committed.positions = closed.checkpoint.partitions.clone();
                     let transaction = self.transaction(&closed, sink_partitions)?;
                     commit(writer.as_mut(), transaction, stop).await?;
-                    committed.at = Instant::now();
-                    lock(&run.closing).committed = closed.checkpoint.figures.counted;
+                    run.committed(closed.checkpoint.figures.counted);
                     self.hold(&closed.checkpoint).await?;
                     observe(&self.query.name, &closed);
                     continue;
@@ -331,7 +290,7 @@ impl RunningQuery {
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 () = progress => {}
-                () = tokio::time::sleep_until(committed.at + COMMIT_EVERY) => committed.at = Instant::now(),
+                () = tokio::time::sleep_until(committed.at + COMMIT_EVERY) => {}
             }
         }
     }
@@ -409,106 +368,6 @@ impl RunningQuery {
     }
 }
 
-/// What the last commit covered.
-struct Committed {
-    at: Instant,
-    rows: u64,
-    positions: Vec<crate::reaction::checkpoint::Position>,
-}
-
-impl Run {
-    fn is_rebuilt(&self) -> bool {
-        self.partitions.iter().all(|partition| lock(partition).is_rebuilt())
-    }
-
-    fn watermark(&self) -> Option<i64> {
-        watermark::minimum(self.partitions.iter().map(|partition| lock(partition).watermark()))
-    }
-
-    /// Closes what is over. `None` when there is nothing to commit.
-    fn close(&self, committed: &Committed) -> Result<Option<Closed>, Failure> {
-        let panes = self.query.panes;
-        let boundary = self.watermark().map(|ns| panes.boundary_at_or_before(ns));
-        let mut closing = lock(&self.closing);
-        let is_over = boundary > closing.closer.emitted();
-        let due = committed.at.elapsed() >= COMMIT_EVERY;
-        if !is_over && !due && self.accepted_since(&closing, committed) < COMMIT_ROWS {
-            return Ok(None);
-        }
-        let boundary = if is_over { boundary } else { closing.closer.emitted() };
-        let mut handed = Vec::with_capacity(self.partitions.len());
-        for partition in &self.partitions {
-            handed.push(lock(partition).hand_over(boundary));
-            failpoint::hit("engine.hand_over");
-        }
-        self.wake_at_earliest();
-        let closed = closing.closer.close(handed, boundary)?;
-        let figures = closed.checkpoint.figures;
-        if !figures.is_conserved() {
-            return Err(Failure::Stop(format!("rows are not conserved, this is a defect: {figures:?}")));
-        }
-        let moved = closed.checkpoint.partitions != committed.positions;
-        Ok((!closed.windows.is_empty()
-            || (moved && due)
-            || figures.accepted - committed.rows.min(figures.accepted) >= COMMIT_ROWS)
-            .then_some(closed))
-    }
-
-    fn accepted_since(&self, closing: &Closing, committed: &Committed) -> u64 {
-        let account = total(self.partitions.iter().map(|partition| lock(partition).account()));
-        closing.closer.figures(account, 0, 0).accepted.saturating_sub(committed.rows)
-    }
-
-    /// One consistent cut: nothing is handed over while the partitions are read.
-    fn figures(&self) -> Figures {
-        let closing = lock(&self.closing);
-        let mut accounts = Vec::with_capacity(self.partitions.len());
-        let mut open = closing.closer.counted() - closing.committed;
-        for partition in &self.partitions {
-            let partition = lock(partition);
-            accounts.push(partition.account());
-            open += partition.open();
-        }
-        closing.closer.figures(total(accounts), open, closing.committed)
-    }
-
-    fn lag(&self, ranges: &[PartitionRange]) -> i64 {
-        let lags =
-            self.partitions.iter().zip(ranges).map(|(partition, range)| range.end - lock(partition).next());
-        lags.map(|lag| lag.max(0)).sum()
-    }
-
-    /// Ends when every partition has been read up to the end of its range.
-    async fn reach(&self, ranges: &[PartitionRange]) {
-        while self.lag(ranges) > 0 {
-            tokio::time::sleep(PROOF_WAIT).await;
-        }
-    }
-
-    /// A window may end earlier than the readers wait for.
-    fn wake_by(&self, end_ns: i64) {
-        let wake_ns = end_ns.saturating_add(self.query.delay_ns);
-        if self.wake_ns.fetch_min(wake_ns, Ordering::AcqRel) > wake_ns {
-            self.earlier.notify_waiters();
-        }
-    }
-
-    fn wake_at_earliest(&self) {
-        let ends = self.partitions.iter().filter_map(|partition| lock(partition).earliest_end());
-        let wake_ns = ends.min().map_or(i64::MAX, |end| end.saturating_add(self.query.delay_ns));
-        self.wake_ns.store(wake_ns, Ordering::Release);
-    }
-
-    /// How long a read may wait: until the earliest open window can be over.
-    fn read_wait(&self) -> Duration {
-        let wake_ns = self.wake_ns.load(Ordering::Acquire);
-        let ahead_ns = wake_ns.saturating_sub(clock::wall_ns());
-        let ahead = u64::try_from(ahead_ns).map_or(Duration::ZERO, Duration::from_nanos);
-        // Proofs are in whole milliseconds: one more, so that the first look after the end succeeds.
-        (ahead + Duration::from_millis(1)).clamp(PROOF_WAIT, IDLE_WAIT)
-    }
-}
-
 /// Feeds one partition until told to stop.
 async fn read_partition(
     shared: &Shared,
@@ -528,14 +387,14 @@ async fn read_partition(
 }
 
 async fn read_once(shared: &Shared, run: &Run, index: usize, reader: &mut dyn Reader) -> Result<(), Failure> {
-    while is_ahead(run, index) {
+    while run.is_ahead(index) {
         tokio::time::sleep(PROOF_WAIT).await;
     }
     let earlier = run.earlier.notified();
     tokio::pin!(earlier);
     earlier.as_mut().enable();
     let batch = tokio::select! {
-        batch = reader.read(READ_BYTES, run.read_wait()) => batch?,
+        batch = reader.read(READ_BYTES, run.read_wait(clock::wall_ns())) => batch?,
         () = earlier => return Ok(()),
     };
     failpoint::hit("engine.read");
@@ -543,7 +402,7 @@ async fn read_once(shared: &Shared, run: &Run, index: usize, reader: &mut dyn Re
     let name = run.query.name.as_str();
     for record in &batch.records {
         let permit = shared.workers.acquire().await;
-        let bad = lock(&run.partitions[index]).push(record, now_ms)?;
+        let bad = run.push(index, record, now_ms)?;
         drop(permit);
         if let Some(reason) = bad {
             let (offset, topic) = (record.offset, &run.query.source.topic);
@@ -551,36 +410,12 @@ async fn read_once(shared: &Shared, run: &Run, index: usize, reader: &mut dyn Re
         }
         tokio::task::yield_now().await;
     }
-    let (groups, end) = {
-        let mut partition = lock(&run.partitions[index]);
-        partition.skip_to(batch.next);
-        if let Some(complete_until_ms) = batch.complete_until_ms.filter(|until| *until >= run.hold_until_ms) {
-            partition.prove_end(complete_until_ms);
-        }
-        (partition.groups(), partition.earliest_end())
-    };
-    if let Some(end) = end {
-        run.wake_by(end);
-    }
-    run.groups[index].store(groups, Ordering::Relaxed);
-    let all: usize = run.groups.iter().map(|groups| groups.load(Ordering::Relaxed)).sum();
-    if all > shared.max_groups {
+    let groups = run.read_to(index, batch.next, batch.complete_until_ms);
+    if groups > shared.max_groups {
         let limit = shared.max_groups;
-        return Err(Failure::Stop(format!(
-            "{all} groups in open windows; [engine] max_groups allows {limit}"
-        )));
+        return Err(Failure::Stop(format!("{groups} groups in open windows; [engine] max_groups allows {limit}")));
     }
-    run.progress.notify_one();
     Ok(())
-}
-
-/// Whether this partition is so far ahead in event time that it has to wait for the slowest.
-fn is_ahead(run: &Run, index: usize) -> bool {
-    let own = lock(&run.partitions[index]).watermark();
-    match (own, run.watermark()) {
-        (Some(own), Some(slowest)) => own.saturating_sub(slowest) > MAX_SKEW_NS,
-        _ => false,
-    }
 }
 
 /// Under which a query writes: one live writer of each.

@@ -1,0 +1,245 @@
+//! One run of a query, from a recovery to the next: its partitions side by side, and how they close together.
+//!
+//! Partition tasks push records under their own partition's lock and publish how far they are in atomics, so that
+//! nobody waits for a partition at work except to close it.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::closing::{Closed, Closer, Start, total};
+use super::compile::CompiledQuery;
+use super::partition::{Partition, TimeRules};
+use super::watermark;
+use super::worker::{Failure, PROOF_WAIT, lock};
+use crate::log::codec::CodecError;
+use crate::log::{PartitionRange, Record, failpoint};
+use crate::reaction::checkpoint::{Gap, Position};
+use crate::reaction::figures::Figures;
+use crate::reaction::time::NS_PER_MS;
+
+/// How long a read waits when no window is open.
+const IDLE_WAIT: Duration = Duration::from_secs(1);
+/// Positions are committed at the latest after this time, or after [`COMMIT_ROWS`], also without results.
+pub(super) const COMMIT_EVERY: Duration = Duration::from_secs(5);
+const COMMIT_ROWS: u64 = 1_000_000;
+/// A partition this far ahead of the slowest, in event time, is paused: open panes stay bounded.
+const MAX_SKEW_NS: i64 = 10_000 * NS_PER_MS;
+/// Stands for "no watermark yet" in an atomic.
+const NONE: i64 = i64::MIN;
+
+/// One run of a query.
+pub(super) struct Run {
+    pub(super) query: Arc<CompiledQuery>,
+    pub(super) gap: Option<Gap>,
+    /// Idle proofs before this are not believed.
+    hold_until_ms: i64,
+
+    lanes: Vec<Lane>,
+    /// Locked before partitions, never after.
+    closing: Mutex<Closing>,
+    /// A partition moved.
+    pub(super) progress: Notify,
+    /// When the earliest open window can be over, nanoseconds of the wall clock; `i64::MAX` when none is open.
+    wake_ns: AtomicI64,
+    /// `wake_ns` became earlier.
+    pub(super) earlier: Notify,
+}
+
+/// One partition, and what others may know of it without waiting for it.
+struct Lane {
+    partition: Mutex<Partition>,
+    accounted_to: i64,
+    next: AtomicI64,
+    watermark: AtomicI64,
+    accepted: AtomicU64,
+    groups: AtomicUsize,
+}
+
+struct Closing {
+    closer: Closer,
+    /// Of the closer's `counted`, what is committed.
+    committed: u64,
+}
+
+/// What the last commit covered.
+pub(super) struct Committed {
+    pub(super) at: Instant,
+    /// Rows accepted in this run.
+    pub(super) rows: u64,
+    pub(super) positions: Vec<Position>,
+}
+
+impl Committed {
+    pub(super) fn is_due(&self) -> bool {
+        self.at.elapsed() >= COMMIT_EVERY
+    }
+}
+
+impl Run {
+    pub(super) fn new(
+        query: Arc<CompiledQuery>,
+        version: u64,
+        rules: TimeRules,
+        start: &Start,
+        hold_until_ms: i64,
+    ) -> Self {
+        let lane = |position: &Position| Lane {
+            partition: Mutex::new(Partition::new(Arc::clone(&query), rules, *position, start.emitted)),
+            accounted_to: position.seen,
+            next: AtomicI64::new(position.resume),
+            watermark: AtomicI64::new(position.watermark.unwrap_or(NONE)),
+            accepted: AtomicU64::new(0),
+            groups: AtomicUsize::new(0),
+        };
+        let closer = Closer::new(Arc::clone(&query), version, start);
+        Self {
+            lanes: start.positions.iter().map(lane).collect(),
+            closing: Mutex::new(Closing { committed: closer.counted(), closer }),
+            gap: start.gap,
+            query,
+            hold_until_ms,
+            progress: Notify::new(),
+            wake_ns: AtomicI64::new(i64::MAX),
+            earlier: Notify::new(),
+        }
+    }
+
+    /// Takes in a record of one partition; see [`Partition::push`].
+    pub(super) fn push(&self, index: usize, record: &Record, now_ms: i64) -> Result<Option<CodecError>, Failure> {
+        Ok(lock(&self.lanes[index].partition).push(record, now_ms)?)
+    }
+
+    /// A read of one partition is done: it went up to `next`, and proved the end or not. Returns the groups in open
+    /// windows of all partitions.
+    pub(super) fn read_to(&self, index: usize, next: i64, complete_until_ms: Option<i64>) -> usize {
+        let lane = &self.lanes[index];
+        let earliest_end = {
+            let mut partition = lock(&lane.partition);
+            partition.skip_to(next);
+            if let Some(complete_until_ms) = complete_until_ms.filter(|until| *until >= self.hold_until_ms) {
+                partition.prove_end(complete_until_ms);
+            }
+            lane.next.store(partition.next(), Ordering::Release);
+            lane.watermark.store(partition.watermark().unwrap_or(NONE), Ordering::Release);
+            lane.accepted.store(partition.account().accepted, Ordering::Relaxed);
+            lane.groups.store(partition.groups(), Ordering::Relaxed);
+            partition.earliest_end()
+        };
+        if let Some(end) = earliest_end {
+            self.wake_by(end);
+        }
+        self.progress.notify_one();
+        self.lanes.iter().map(|lane| lane.groups.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Whether everything that was accounted before the start has been read again.
+    pub(super) fn is_rebuilt(&self) -> bool {
+        self.lanes.iter().all(|lane| lane.next.load(Ordering::Acquire) >= lane.accounted_to)
+    }
+
+    pub(super) fn watermark(&self) -> Option<i64> {
+        watermark::minimum(self.lanes.iter().map(Lane::watermark))
+    }
+
+    /// Whether this partition is so far ahead in event time that it has to wait for the slowest.
+    pub(super) fn is_ahead(&self, index: usize) -> bool {
+        match (self.lanes[index].watermark(), self.watermark()) {
+            (Some(own), Some(slowest)) => own.saturating_sub(slowest) > MAX_SKEW_NS,
+            _ => false,
+        }
+    }
+
+    /// Closes what is over. `None` when there is nothing to commit.
+    pub(super) fn close(&self, committed: &Committed) -> Result<Option<Closed>, Failure> {
+        let boundary = self.watermark().map(|ns| self.query.panes.boundary_at_or_before(ns));
+        let mut closing = lock(&self.closing);
+        let is_over = boundary > closing.closer.emitted();
+        let accepted: u64 = self.lanes.iter().map(|lane| lane.accepted.load(Ordering::Relaxed)).sum();
+        let is_due = committed.is_due() || accepted.saturating_sub(committed.rows) >= COMMIT_ROWS;
+        if !is_over && !is_due {
+            return Ok(None);
+        }
+        let boundary = if is_over { boundary } else { closing.closer.emitted() };
+        let mut handed = Vec::with_capacity(self.lanes.len());
+        for lane in &self.lanes {
+            handed.push(lock(&lane.partition).hand_over(boundary));
+            failpoint::hit("engine.hand_over");
+        }
+        self.wake_at_earliest();
+        let closed = closing.closer.close(handed, boundary)?;
+        let figures = closed.checkpoint.figures;
+        if !figures.is_conserved() {
+            return Err(Failure::Stop(format!("rows are not conserved, this is a defect: {figures:?}")));
+        }
+        let moved = closed.checkpoint.partitions != committed.positions;
+        Ok((!closed.windows.is_empty() || (moved && is_due)).then_some(closed))
+    }
+
+    /// Everything closed so far is in the log.
+    pub(super) fn committed(&self, counted: u64) {
+        lock(&self.closing).committed = counted;
+    }
+
+    /// One consistent cut: nothing is handed over while the partitions are read.
+    pub(super) fn figures(&self) -> Figures {
+        let closing = lock(&self.closing);
+        let mut accounts = Vec::with_capacity(self.lanes.len());
+        let mut open = closing.closer.counted() - closing.committed;
+        for lane in &self.lanes {
+            let partition = lock(&lane.partition);
+            accounts.push(partition.account());
+            open += partition.open();
+        }
+        closing.closer.figures(total(accounts), open, closing.committed)
+    }
+
+    pub(super) fn lag(&self, ranges: &[PartitionRange]) -> i64 {
+        let lags = self.lanes.iter().zip(ranges);
+        lags.map(|(lane, range)| (range.end - lane.next.load(Ordering::Acquire)).max(0)).sum()
+    }
+
+    /// Ends when every partition has been read up to the end of its range.
+    pub(super) async fn reach(&self, ranges: &[PartitionRange]) {
+        while self.lag(ranges) > 0 {
+            tokio::time::sleep(PROOF_WAIT).await;
+        }
+    }
+
+    /// A window may end earlier than the readers wait for.
+    fn wake_by(&self, end_ns: i64) {
+        let wake_ns = end_ns.saturating_add(self.query.delay_ns);
+        if self.wake_ns.fetch_min(wake_ns, Ordering::AcqRel) > wake_ns {
+            self.earlier.notify_waiters();
+        }
+    }
+
+    /// Forgets the windows just closed. What a partition opens meanwhile is either seen here or told by `wake_by`
+    /// after the reset.
+    fn wake_at_earliest(&self) {
+        self.wake_ns.store(i64::MAX, Ordering::Release);
+        for lane in &self.lanes {
+            let end = lock(&lane.partition).earliest_end();
+            if let Some(end) = end {
+                self.wake_by(end);
+            }
+        }
+    }
+
+    /// How long a read may wait: until the earliest open window can be over.
+    pub(super) fn read_wait(&self, now_ns: i64) -> Duration {
+        let ahead_ns = self.wake_ns.load(Ordering::Acquire).saturating_sub(now_ns);
+        let ahead = u64::try_from(ahead_ns).map_or(Duration::ZERO, Duration::from_nanos);
+        // Proofs are in whole milliseconds: one more, so that the first look after the end succeeds.
+        (ahead.saturating_add(Duration::from_millis(1))).clamp(PROOF_WAIT, IDLE_WAIT)
+    }
+}
+
+impl Lane {
+    fn watermark(&self) -> Option<i64> {
+        Some(self.watermark.load(Ordering::Acquire)).filter(|ns| *ns != NONE)
+    }
+}
