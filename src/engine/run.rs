@@ -109,7 +109,12 @@ impl Run {
     }
 
     /// Takes in a record of one partition; see [`Partition::push`].
-    pub(super) fn push(&self, index: usize, record: &Record, now_ms: i64) -> Result<Option<CodecError>, Failure> {
+    pub(super) fn push(
+        &self,
+        index: usize,
+        record: &Record,
+        now_ms: i64,
+    ) -> Result<Option<CodecError>, Failure> {
         Ok(lock(&self.lanes[index].partition).push(record, now_ms)?)
     }
 

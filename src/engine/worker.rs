@@ -252,7 +252,8 @@ impl RunningQuery {
             tracing::warn!(query = query.name, from, to, "the new version starts after a gap");
         }
         let hold_ms = if log.is_shared() { SHARED_HOLD_MS + query.delay_ns / NS_PER_MS } else { 0 };
-        let run = Run::new(Arc::clone(query), self.version, self.shared.rules, &start, clock::wall_ms() + hold_ms);
+        let run =
+            Run::new(Arc::clone(query), self.version, self.shared.rules, &start, clock::wall_ms() + hold_ms);
         Ok((Arc::new(run), start, writer))
     }
 
@@ -266,8 +267,7 @@ impl RunningQuery {
     ) -> Result<(), Failure> {
         let sink_partitions = describe(self.shared.log.as_ref(), &self.query.sink.topic).await?.len();
         let sink_partitions = u32::try_from(sink_partitions).unwrap_or(u32::MAX);
-        let mut committed =
-            Committed { at: Instant::now(), rows: 0, positions: start.positions.clone() };
+        let mut committed = Committed { at: Instant::now(), rows: 0, positions: start.positions.clone() };
         loop {
             let progress = run.progress.notified();
             if run.is_rebuilt() {
@@ -413,7 +413,9 @@ async fn read_once(shared: &Shared, run: &Run, index: usize, reader: &mut dyn Re
     let groups = run.read_to(index, batch.next, batch.complete_until_ms);
     if groups > shared.max_groups {
         let limit = shared.max_groups;
-        return Err(Failure::Stop(format!("{groups} groups in open windows; [engine] max_groups allows {limit}")));
+        return Err(Failure::Stop(format!(
+            "{groups} groups in open windows; [engine] max_groups allows {limit}"
+        )));
     }
     Ok(())
 }

@@ -71,9 +71,10 @@ struct Request {
     _held: Held,
 }
 
-/// What counts as waiting until it is dropped: bytes of the budget, rows of the gauge.
+/// What counts as waiting until it is dropped: bytes of the budget, rows of the gauge, their time of receipt in the log.
 struct Held {
     _charge: Charge,
+    _announced: Box<dyn Send + Sync>,
     rows: usize,
     metrics: Arc<Metrics>,
 }
@@ -139,11 +140,11 @@ impl Batcher {
         batcher
     }
 
-    /// Writes the rows and says what became of them. `charge` is given back with the answer.
+    /// Writes the rows, received at that time, and says what became of them. `charge` is given back with the answer.
     ///
     /// # Errors
     /// See [`Refusal`].
-    pub(super) async fn submit(&self, rows: Rows, charge: Charge) -> Result<(), Refusal> {
+    pub(super) async fn submit(&self, rows: Rows, charge: Charge, received_ms: i64) -> Result<(), Refusal> {
         let (reply, answer) = oneshot::channel();
         let count = rows.count;
         let bytes = rows.data_bytes();
@@ -153,7 +154,9 @@ impl Batcher {
             (Payload::Record(self.encode(rows)?), None)
         };
         self.metrics.pending_rows.increment(count as f64);
-        let held = Held { _charge: charge, rows: count, metrics: Arc::clone(&self.metrics) };
+        let announced = self.log.announce(&self.topic, received_ms);
+        let metrics = Arc::clone(&self.metrics);
+        let held = Held { _charge: charge, _announced: announced, rows: count, metrics };
         let request = Request { payload, rows: count, bytes, reply, _held: held };
         let pushed = self.queue().push(request, Instant::now());
         match pushed {

@@ -20,6 +20,7 @@ use super::{Ingest, Lookup};
 use crate::clock;
 use crate::http::Problem;
 use crate::log::ARROW_STREAM;
+use crate::reaction::time::NS_PER_MS;
 
 /// The table of `/emoji` and `/api`.
 const DEFAULT_TABLE: &str = "reactions";
@@ -121,15 +122,16 @@ async fn take(
     let format = body_format(headers)?;
     let (bytes, mut charge) = read_body(ingest, headers, body).await?;
     let rule = ingest.settings.event_time_rule();
+    let receipt_ns = clock::wall_ns();
     let Decoded { rows, warnings } =
-        source.decoder.decode(format, &bytes, clock::wall_ns(), rule).map_err(undecodable)?;
+        source.decoder.decode(format, &bytes, receipt_ns, rule).map_err(undecodable)?;
     drop(bytes);
     let count = rows.count;
     if count > 0 {
         if !charge.resize(REQUEST_BYTES + rows.data_bytes()) {
             return Err(refused(Refusal::Full));
         }
-        source.batcher.submit(rows, charge).await.map_err(refused)?;
+        source.batcher.submit(rows, charge, receipt_ns / NS_PER_MS).await.map_err(refused)?;
     }
     Ok((count, warnings))
 }

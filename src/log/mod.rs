@@ -207,6 +207,13 @@ pub trait Log: Send + Sync + 'static {
     /// written, `Indefinite` when that is not known.
     async fn append(&self, topic: &str, partition: u32, records: Vec<NewRecord>) -> Result<i64, LogError>;
 
+    /// Says that rows received at that wall-clock time are about to be appended to the topic, until the answer is
+    /// dropped: no [`ReadBatch::complete_until_ms`] goes past them. A shared log cannot know of what waits in other
+    /// processes and does nothing; there only the table's delay covers it.
+    fn announce(&self, _topic: &str, _received_ms: i64) -> Box<dyn Send + Sync> {
+        Box::new(())
+    }
+
     /// A reader of one partition from `offset` on (inclusive), of committed records only.
     async fn reader(&self, topic: &str, partition: u32, offset: i64) -> Result<Box<dyn Reader>, LogError>;
 

@@ -27,6 +27,7 @@
 //!
 //! A second process on the same folder is refused by a lock of the operating system, which ends with the process.
 
+mod announced;
 mod folder;
 mod headers;
 mod housekeeping;
@@ -49,6 +50,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use self::announced::Announced;
 use self::housekeeping::Housekeeper;
 use self::partition::UnderWay;
 use self::pool::Pool;
@@ -136,6 +138,7 @@ struct Shared {
     holds: Mutex<Holds>,
     queue: Queue,
     pool: Pool,
+    announced: Arc<Announced>,
 }
 
 /// The log in one SQLite file. Close it with [`EmbeddedLog::close`]; dropped, it does the same but blocks.
@@ -172,6 +175,7 @@ impl EmbeddedLog {
             holds: Mutex::new(holds),
             queue: Queue::new(settings.queue_bytes),
             pool: Pool::new(&path, settings.readers),
+            announced: Arc::default(),
             settings,
         });
         let housekeeper = Arc::new(Housekeeper::new());
@@ -265,6 +269,10 @@ impl Shared {
 
 #[async_trait]
 impl Log for EmbeddedLog {
+    fn announce(&self, topic: &str, received_ms: i64) -> Box<dyn Send + Sync> {
+        Box::new(self.shared.announced.announce(topic, received_ms))
+    }
+
     async fn create_topics(&self, specs: &[TopicSpec]) -> Result<(), LogError> {
         specs.iter().try_for_each(topics::check)?;
         self.submit(Work::CreateTopics(specs.to_vec()), Vec::new(), 0).await?;

@@ -42,7 +42,7 @@ impl EmbeddedReader {
     /// One look: a batch, or `None` when the end was reached and a write is expected or may yet come.
     async fn look(&self, max_bytes: usize) -> Result<Seen, LogError> {
         // Before the look: what it does not show was not there at this time.
-        let now_ms = clock::wall_ms();
+        let now_ms = self.shared.announced.complete_until(&self.partition.topic, clock::wall_ms());
         let proof = |complete: bool| complete.then_some(now_ms);
         match self.shared.topics.look(&self.partition, self.next, max_bytes, now_ms) {
             Look::Gone { start } => Err(self.partition.gone(self.next, start)),
