@@ -36,18 +36,29 @@ const FENCES: &[(&str, &[&str])] = &[
     ("datafusion", &["src/sql/", "src/engine/", "src/query/", "src/log/codec.rs"]),
 ];
 
-/// Files whose code takes time and data as arguments: no async, no clock, no input or output.
-fn is_pure(path: &str) -> bool {
-    let name = path.rsplit('/').next().unwrap_or(path);
-    path.starts_with("src/reaction/")
-        || ["watermark", "window", "aggregate", "pipeline"]
-            .iter()
-            .any(|core| path.starts_with(&format!("src/engine/{core}")))
-        || path.starts_with("src/publish/")
-            && ["row", "gather", "sequence", "message", "history", "queue", "protocol"]
-                .contains(&name.trim_end_matches(".rs"))
-        || path == "src/simulate/crowd.rs"
-}
+/// Files whose code takes time and data as arguments: no async, no clock, no input or output. By the beginning of their
+/// path, so that a file that is split stays pure; each must be there, so that a rename does not end the rule.
+const PURE: &[&str] = &[
+    "src/reaction/",
+    "src/log/gather.rs",
+    "src/engine/watermark",
+    "src/engine/window",
+    "src/engine/partition",
+    "src/engine/aggregate",
+    "src/engine/groups",
+    "src/engine/expression",
+    "src/engine/closing",
+    "src/engine/sink",
+    "src/publish/gather",
+    "src/publish/history",
+    "src/publish/message",
+    "src/publish/protocol",
+    "src/publish/queue",
+    "src/publish/row",
+    "src/publish/sequence",
+    "src/simulate/crowd",
+    "src/simulate/sse",
+];
 
 /// What a pure file does not name. `std::fs` and the like are found in grouped imports too.
 const IMPURE_WORDS: &[&str] = &["async", "await", "tokio", "SystemTime", "Instant"];
@@ -140,7 +151,7 @@ fn fences(source: &Source) -> Vec<String> {
 }
 
 fn purity(source: &Source) -> Vec<String> {
-    if !is_pure(&source.path) {
+    if !PURE.iter().any(|pure| source.path.starts_with(pure)) {
         return Vec::new();
     }
     let mut violations = Vec::new();
@@ -160,7 +171,8 @@ fn purity(source: &Source) -> Vec<String> {
 
 fn header(source: &Source) -> Vec<String> {
     let first = source.text.lines().next().unwrap_or_default();
-    let says_something = first.strip_prefix("//! ").is_some_and(|sentence| !sentence.trim().is_empty());
+    let says_something =
+        first.strip_prefix("//! ").is_some_and(|sentence| sentence.split_whitespace().count() > 2);
     if !source.is_rust() || says_something {
         return Vec::new();
     }
@@ -347,6 +359,10 @@ fn the_tree_keeps_every_rule() {
         sources.iter().any(|source| source.path == "src/lib.rs"),
         "the walk does not find the source tree"
     );
+    for pure in PURE {
+        let there = sources.iter().any(|source| source.path.starts_with(pure));
+        assert!(there, "no file begins with {pure}: name its successor in PURE");
+    }
     let violations: Vec<String> =
         sources.iter().flat_map(|source| RULES.iter().flat_map(|rule| rule(source))).collect();
     assert!(violations.is_empty(), "{} violations\n{}\n", violations.len(), violations.join("\n"));
@@ -419,8 +435,8 @@ fn a_library_outside_its_fence_is_found() {
 fn a_pure_file_that_waits_or_reads_a_clock_is_found() {
     check(purity, "src/engine/window.rs", "async fn close() {}", &["`async` in a pure file"]);
     check(purity, "src/engine/watermark_idle.rs", "use crate::clock;", &["`crate::clock`"]);
-    check(purity, "src/engine/pipeline/mod.rs", "use std::{collections::BTreeMap, fs};", &["`std::fs`"]);
-    check(purity, "src/publish/subscriber/queue.rs", "use tokio::sync::mpsc;", &["`tokio`"]);
+    check(purity, "src/engine/closing/mod.rs", "use std::{collections::BTreeMap, fs};", &["`std::fs`"]);
+    check(purity, "src/publish/queue.rs", "use tokio::sync::mpsc;", &["`tokio`"]);
     check(
         purity,
         "src/publish/protocol.rs",
@@ -435,7 +451,7 @@ fn a_pure_file_that_waits_or_reads_a_clock_is_found() {
 #[test]
 fn a_file_without_a_header_is_found() {
     check(header, "src/engine/mod.rs", "mod worker;", &["mod.rs:1: the file does not open"]);
-    check(header, "src/engine/mod.rs", "//!\nmod worker;", &["does not open"]);
+    check(header, "src/engine/mod.rs", "//! The engine\nmod worker;", &["does not open"]);
     check(header, "src/engine/mod.rs", "//! Stage 2: counts.\nmod worker;", &[]);
     check(header, "README.md", "# emostream", &[]);
 }
