@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::Failure;
+use crate::config;
+use crate::reaction::table::{Table, TableKind};
 use crate::sql::files::{TABLES_FILE, load_file, load_folder};
-use crate::sql::{Diagnostic, Program, SqlFile, plan_program_with};
+use crate::sql::{Diagnostic, Program, SqlFile, plan_program_with, warning_at_watermark};
 
 /// Plans the SQL and reports every error with its file, line and column.
 #[derive(Debug, clap::Args)]
@@ -17,6 +19,9 @@ pub struct CheckArgs {
     /// The folder to check when no file is given.
     #[arg(long, value_name = "DIR", default_value = "./sql", conflicts_with = "files")]
     pub sql: PathBuf,
+    /// Settings in TOML, which some warnings depend on; the environment (EMOSTREAM__SECTION__KEY) wins over it.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// How to print the findings.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
@@ -34,15 +39,23 @@ pub enum Format {
 /// Plans the files.
 ///
 /// # Errors
-/// Exit code 1 when a file cannot be read, there is none, or something does not plan.
+/// Exit code 1 when a file cannot be read, there is none, or something does not plan; 2 when the settings are not valid.
 pub fn run(args: &CheckArgs) -> Result<(), Failure> {
+    let usage = |error: config::ConfigError| Failure::usage(error.to_string());
+    let sources = config::Sources::of_process(args.config.as_deref()).map_err(usage)?;
+    let settings = config::load(&sources).map_err(usage)?.settings;
     let (files, beside) = load(args).map_err(|error| Failure::input(error.to_string()))?;
     if files.is_empty() {
         let message =
             format!("no *.sql file in {}; name the files, or the folder by --sql", args.sql.display());
         return Err(Failure::input(message));
     }
-    let planned = plan_program_with(&files, &beside);
+    let mut planned = plan_program_with(&files, &beside);
+    if let Ok(program) = &mut planned {
+        let read: Vec<SqlFile> = files.iter().chain(&beside).cloned().collect();
+        let warnings = short_delays(program, &read, settings.ingest.flush_interval_ms);
+        program.warnings.extend(warnings);
+    }
     match args.format {
         Format::Text => print_text(&planned),
         Format::Json => print_json(&planned),
@@ -72,6 +85,24 @@ fn load(args: &CheckArgs) -> std::io::Result<(Vec<SqlFile>, Vec<SqlFile>)> {
         }
     }
     Ok((files, beside))
+}
+
+/// A row may wait as long as a flush before it is in the log, and a partition without rows counts as idle meanwhile: only
+/// the watermark's delay keeps its window open for it.
+fn short_delays(program: &Program, files: &[SqlFile], flush_interval_ms: u64) -> Vec<Diagnostic> {
+    let flush_ns = u128::from(flush_interval_ms) * 1_000_000;
+    let warning = |table: &Table| {
+        let delay_ns = u128::try_from(table.watermark.as_ref()?.delay_ns).unwrap_or(0);
+        if flush_ns * 2 <= delay_ns {
+            return None;
+        }
+        let message = format!(
+            "ingest.flush_interval_ms = {flush_interval_ms} is more than half of this delay: rows may come late"
+        );
+        let help = format!("allow {} milliseconds or more, or flush more often", flush_interval_ms * 2);
+        warning_at_watermark(files, &table.name, &message, &help)
+    };
+    program.tables.iter().filter(|table| table.kind == TableKind::Source).filter_map(warning).collect()
 }
 
 fn print_text(planned: &Result<Program, Vec<Diagnostic>>) {

@@ -46,7 +46,8 @@ pub struct Cut {
     /// Conjuncts of all WHEREs below the window, innermost first. Keys and aggregates are to be evaluated only on rows
     /// that pass them all (`WHERE x <> 0` guards a `10 / x`).
     pub filters: Vec<Expr>,
-    /// The group keys besides the window, with their place among the aggregate's group expressions.
+    /// The group keys besides the window, with their place among the aggregate's group expressions. A key may be a
+    /// constant (`SELECT 'all' AS room` below the window).
     pub keys: Vec<(usize, Expr)>,
     /// The window's place among the aggregate's group expressions.
     pub window_index: usize,
@@ -59,8 +60,8 @@ pub struct Cut {
 }
 
 impl Cut {
-    /// What the state of open windows depends on, as 16 hexadecimal digits: source, window, filters, keys, aggregates and their
-    /// types. Stable between runs and builds; an edit above the cut leaves it as it is.
+    /// What the state of open windows depends on, as 16 hexadecimal digits: source, window, filters, keys, aggregates
+    /// and their types. Stable between runs and builds; an edit above the cut leaves it as it is.
     pub fn fingerprint(&self) -> String {
         let mut text = format!("{}\n{}\n{}", self.source, self.window.width_ns, self.window_index);
         for filter in &self.filters {

@@ -25,7 +25,7 @@ mod rewrite;
 use crate::reaction::table::Table;
 pub use diagnostic::{Diagnostic, Severity};
 pub use files::load_folder;
-pub use program::{plan_program, plan_program_with};
+pub use program::{plan_program, plan_program_with, warning_at_watermark};
 
 /// One SQL file: the name that diagnostics show, and its text.
 #[derive(Clone, Debug, PartialEq, Eq)]

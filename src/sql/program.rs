@@ -43,6 +43,20 @@ pub fn plan_program_with(files: &[SqlFile], beside: &[SqlFile]) -> Result<Progra
     build.finish()
 }
 
+/// A warning about a table's watermark, at its place in the files; None when no file declares one for that table.
+pub fn warning_at_watermark(files: &[SqlFile], table: &str, message: &str, help: &str) -> Option<Diagnostic> {
+    files.iter().find_map(|file| {
+        let (statements, _) = parse(&file.text);
+        let at = statements.iter().find_map(|statement| match &statement.kind {
+            StatementKind::CreateTable(decl) if catalog::normalized(&decl.name) == table => {
+                decl.watermarks.first().map(|mark| mark.at)
+            }
+            _ => None,
+        })?;
+        Some(Finding::warning(at, message).help(help).within(file))
+    })
+}
+
 /// A file with its statements.
 struct Parsed<'a> {
     file: &'a SqlFile,

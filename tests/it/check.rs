@@ -60,6 +60,20 @@ fn an_error_is_named_with_its_place_and_ends_with_exit_code_1() {
 }
 
 #[test]
+fn a_delay_that_a_flush_can_use_up_is_a_warning_at_the_watermark() {
+    let folder = with_shipped_sql();
+    std::fs::write(folder.path().join("slow.toml"), "[ingest]\nflush_interval_ms = 251\n").unwrap();
+    let output = check(folder.path(), &["--config", "slow.toml"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let said = text(&output.stderr);
+    assert!(said.contains("sql/tables.sql:6:3: warning: ingest.flush_interval_ms = 251"), "{said}");
+
+    std::fs::write(folder.path().join("slow.toml"), "[ingest]\nflush_interval_ms = 250\n").unwrap();
+    let output = check(folder.path(), &["--config", "slow.toml"]);
+    assert_eq!(text(&output.stderr), "");
+}
+
+#[test]
 fn a_file_or_folder_that_is_not_there_is_named() {
     let folder = tempfile::tempdir().unwrap();
     for args in [&[][..], &["none.sql"], &["--sql", "elsewhere"]] {

@@ -164,3 +164,51 @@ fn the_sinks_columns_and_types_are_what_the_plan_above_gives() {
     ];
     assert_eq!(fields, expected);
 }
+
+/// Where each word, number, quoted text or sign of a text begins and ends.
+fn tokens(text: &str) -> Vec<(usize, usize)> {
+    let mut tokens: Vec<(usize, usize)> = Vec::new();
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let mut before = ' ';
+    for (index, c) in text.char_indices() {
+        let end = index + c.len_utf8();
+        match tokens.last_mut() {
+            Some(last) if last.1 == index && is_word(c) && is_word(before) => last.1 = end,
+            _ if c.is_whitespace() => {}
+            _ => tokens.push((index, end)),
+        }
+        before = c;
+    }
+    tokens
+}
+
+#[test]
+fn whatever_is_damaged_in_the_shipped_files_the_answer_has_a_place_in_the_text() {
+    let files = shipped();
+    let mut refused = 0;
+    for (index, file) in files.iter().enumerate() {
+        for (start, end) in tokens(&file.text) {
+            for instead in ["", "window"] {
+                let mut damaged = files.clone();
+                damaged[index].text.replace_range(start..end, instead);
+                let Err(diagnostics) = plan_program(&damaged) else { continue };
+                refused += 1;
+                assert!(!diagnostics.is_empty());
+                for found in diagnostics {
+                    let within = damaged.iter().find(|file| file.name == found.file).unwrap();
+                    let line = within.text.lines().nth(found.line as usize - 1).unwrap_or_default();
+                    assert_eq!(found.source_line, line, "{found}");
+                    assert!(
+                        found.column >= 1 && found.column as usize <= line.chars().count() + 1,
+                        "{found}"
+                    );
+                    assert!(
+                        !found.message.is_empty() && !found.message.contains("Internal error"),
+                        "{found}"
+                    );
+                }
+            }
+        }
+    }
+    assert!(refused > 200, "only {refused} damages were noticed");
+}
