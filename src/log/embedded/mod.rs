@@ -36,6 +36,8 @@ mod pool;
 mod queue;
 mod reader;
 mod schema;
+#[cfg(test)]
+mod tests;
 mod topics;
 mod writer;
 

@@ -151,6 +151,13 @@ impl Queue {
         Ok(slot)
     }
 
+    /// Whether the writer has taken everything.
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        let waiting = lock(&self.waiting);
+        waiting.orders.is_empty() && waiting.appends.is_empty()
+    }
+
     /// Asks the writer to move what is left of the write-ahead log.
     pub(super) fn finish_checkpoint(&self) {
         lock(&self.waiting).finish_checkpoint = true;

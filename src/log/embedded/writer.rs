@@ -1,5 +1,5 @@
-//! The one thread that writes: groups from the queue, each one SQLite transaction, and between them a little
-//! deleting and vacuuming where a trim left something.
+//! The one thread that writes: groups from the queue, each one SQLite transaction. What was trimmed is deleted a
+//! little with each group, and when nothing is queued the file is vacuumed in small steps.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -32,13 +32,14 @@ pub(super) struct WriterThread {
 
     /// Partitions that may have records below their start.
     garbage: VecDeque<Arc<Partition>>,
+    /// Whether it is worth asking if there are free pages to give back.
     is_vacuuming: bool,
 }
 
 impl WriterThread {
     pub(super) fn new(shared: Arc<Shared>, housekeeper: Arc<Housekeeper>, db: Connection) -> Self {
         let garbage = shared.topics.all().iter().flat_map(|topic| topic.partitions.clone()).collect();
-        Self { shared, housekeeper, db, garbage, is_vacuuming: false }
+        Self { shared, housekeeper, db, garbage, is_vacuuming: true }
     }
 
     /// Runs until the queue is closed and empty.
@@ -48,16 +49,13 @@ impl WriterThread {
         loop {
             let is_idle = self.garbage.is_empty() && !self.is_vacuuming;
             let Some(next) = self.shared.queue.next(is_idle) else { break };
-            if !next.orders.is_empty() {
+            if next.orders.is_empty() {
+                self.tidy();
+            } else {
                 self.write(next.orders);
             }
             if next.finish_checkpoint {
                 self.housekeeper.finish_checkpoint(&self.db);
-            }
-            if let Err(error) = self.tidy() {
-                tracing::warn!(%error, "deleting what was trimmed failed; it is tried again at the next trim");
-                self.garbage.clear();
-                self.is_vacuuming = false;
             }
         }
         if let Err(error) = self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())) {
@@ -81,15 +79,22 @@ impl WriterThread {
         let mut group = Group::new(&self.db, &self.shared);
         let mut done = Vec::with_capacity(orders.len());
         let written = group.run(orders, &mut done);
-        let written = written.and_then(|()| group.commit());
-        if let Err(error) = written {
+        let written = written.and_then(|()| group.delete_some(&mut self.garbage));
+        if let Err(error) = written.and_then(|()| group.commit()) {
             tracing::warn!(%error, "a group was not written");
+            // In case it was the deleting that failed. The next trim brings it back.
+            self.garbage.clear();
             for (order, outcome) in done {
                 answer(order, outcome.and_then(|_| Err(error.clone())));
             }
             return;
         }
-        self.garbage.extend(group.trimmed.iter().map(|(partition, _)| Arc::clone(partition)));
+        for (partition, _) in &group.trimmed {
+            if !self.garbage.iter().any(|queued| queued.id == partition.id) {
+                self.garbage.push_back(Arc::clone(partition));
+            }
+            self.is_vacuuming = true;
+        }
         self.housekeeper.wrote(group.wal_bytes);
         group.publish(done);
     }
@@ -102,34 +107,49 @@ impl WriterThread {
         (used >= limit).then_some(Full { also_commits: used >= limit.saturating_add(limit / 8) })
     }
 
-    /// One step of deleting or vacuuming.
-    fn tidy(&mut self) -> rusqlite::Result<()> {
-        if let Some(partition) = self.garbage.front() {
-            let start = partition.range().start;
-            let first: Option<i64> =
-                self.db.prepare_cached(&partition.sql.first)?.query_row([], |row| row.get(0))?;
-            match first.filter(|first| *first < start) {
-                Some(first) => {
-                    let below = start.min(first.saturating_add(DELETE_STEP_RECORDS));
-                    self.db.prepare_cached(&partition.sql.delete_below)?.execute([below])?;
-                    self.is_vacuuming = true;
-                }
-                None => drop(self.garbage.pop_front()),
+    /// Nothing is queued: one step of deleting or vacuuming.
+    fn tidy(&mut self) {
+        let is_deleting = !self.garbage.is_empty();
+        let done =
+            if is_deleting { delete_some(&self.db, &mut self.garbage).map(|_| true) } else { self.vacuum() };
+        match done {
+            // What was deleted may be worth giving back.
+            Ok(go_on) => self.is_vacuuming = go_on,
+            Err(error) => {
+                tracing::warn!(%error, "deleting what was trimmed failed; it is tried again at the next trim");
+                self.garbage.clear();
+                self.is_vacuuming = false;
             }
-            return Ok(());
         }
-        if self.is_vacuuming {
-            let (pages, free) = schema::pages(&self.db)?;
-            self.is_vacuuming = free > pages / FREE_PART;
-        }
-        if self.is_vacuuming {
-            let mut vacuum =
-                self.db.prepare_cached(&format!("PRAGMA incremental_vacuum({VACUUM_STEP_PAGES})"))?;
-            let mut steps = vacuum.query([])?;
-            while steps.next()?.is_some() {}
-        }
-        Ok(())
     }
+
+    /// Gives some free pages back; false when there is nothing to be gained.
+    fn vacuum(&self) -> rusqlite::Result<bool> {
+        let (pages, free) = schema::pages(&self.db)?;
+        if free <= pages / FREE_PART {
+            return Ok(false);
+        }
+        let mut vacuum =
+            self.db.prepare_cached(&format!("PRAGMA incremental_vacuum({VACUUM_STEP_PAGES})"))?;
+        let mut steps = vacuum.query([])?;
+        while steps.next()?.is_some() {}
+        Ok(true)
+    }
+}
+
+/// Deletes some records below their partition's start; a partition that has none left goes from the list.
+fn delete_some(db: &Connection, garbage: &mut VecDeque<Arc<Partition>>) -> rusqlite::Result<()> {
+    let Some(partition) = garbage.front() else { return Ok(()) };
+    let start = partition.range().start;
+    let first: Option<i64> = db.prepare_cached(&partition.sql.first)?.query_row([], |row| row.get(0))?;
+    match first.filter(|first| *first < start) {
+        Some(first) => {
+            let below = start.min(first.saturating_add(DELETE_STEP_RECORDS));
+            db.prepare_cached(&partition.sql.delete_below)?.execute([below])?;
+        }
+        None => drop(garbage.pop_front()),
+    }
+    Ok(())
 }
 
 struct CloseOnDrop(Arc<Shared>);
@@ -216,6 +236,14 @@ impl<'a> Group<'a> {
         let Some(error) = failed else { return Ok(()) };
         self.roll_back();
         Err(not_written(&error))
+    }
+
+    /// Deletes a little of what was trimmed, while there is an fsync to share.
+    fn delete_some(&self, garbage: &mut VecDeque<Arc<Partition>>) -> Result<(), LogError> {
+        delete_some(self.db, garbage).map_err(|error| {
+            self.roll_back();
+            not_written(&error)
+        })
     }
 
     fn perform(&mut self, work: &mut Work) -> rusqlite::Result<Outcome> {
