@@ -1,17 +1,15 @@
 //! The embedded log: conformance, reopening, and processes of this very binary that are killed at named points and
 //! at any moment.
 
-use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use emostream::log::embedded::{EmbeddedLog, OpenError, Settings};
-use emostream::log::failpoint::CRASH_AT;
 use emostream::log::{Log, LogError, Retention};
 use tempfile::TempDir;
 
 use crate::log_conformance::{self as conformance, DAY, Doomed, keyed, read_all, record, texts};
+use crate::support::dying::{CHILD_PLACE, die};
 
 fn open(dir: &Path) -> Arc<EmbeddedLog> {
     EmbeddedLog::open(dir, Settings::default()).unwrap()
@@ -92,34 +90,9 @@ async fn a_second_log_on_the_folder_is_told_who_has_it() {
     open(dir.path()).close().await;
 }
 
-/// Where a child process of a test finds its log.
-const CHILD_DIR: &str = "EMOSTREAM_TEST_CHILD_DIR";
-
-/// Runs the test of that name again, as a process that works until it dies; what it reported, in order.
-/// `kill_after`: it is killed when it reported so many steps; else it dies at `crash_at`.
-fn die(test: &str, dir: &Path, crash_at: &str, kill_after: Option<usize>) -> Vec<String> {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args([test, "--exact", "--nocapture", "--test-threads=1"]);
-    command.env(CHILD_DIR, dir).env(CRASH_AT, crash_at).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut child: Child = command.spawn().unwrap();
-    let mut reported = Vec::new();
-    for line in BufReader::new(child.stderr.take().unwrap()).lines() {
-        let line = line.unwrap();
-        if line.starts_with("append ") || line.starts_with("commit ") {
-            reported.push(line);
-        }
-        if kill_after == Some(reported.len()) {
-            child.kill().unwrap();
-        }
-    }
-    let status = child.wait().unwrap();
-    assert!(!status.success() && status.code().is_none(), "it was to die of a signal: {status}");
-    reported
-}
-
 /// The life of a child process, if this is one.
 async fn live_as_a_child() {
-    let Some(dir) = std::env::var_os(CHILD_DIR) else { return };
+    let Some(dir) = std::env::var_os(CHILD_PLACE) else { return };
     let log = open(Path::new(&dir));
     Doomed::new("doomed").work(log, |step| eprintln!("{step}")).await;
 }
@@ -142,7 +115,7 @@ async fn a_crash_before_a_commit_leaves_no_part_of_it_and_one_after_it_the_whole
     ] {
         let dir = TempDir::new().unwrap();
         let test = "embedded_log::a_crash_before_a_commit_leaves_no_part_of_it_and_one_after_it_the_whole";
-        let reported = die(test, dir.path(), point, None);
+        let reported = die(test, dir.path().as_os_str(), point, None);
         assert_eq!(inspect(dir.path(), &reported).await, expected, "{point}: {reported:?}");
     }
 }
@@ -153,7 +126,7 @@ async fn a_kill_at_any_moment_loses_nothing_that_was_answered() {
     for steps in [1, 2, 7, 40, 101] {
         let dir = TempDir::new().unwrap();
         let test = "embedded_log::a_kill_at_any_moment_loses_nothing_that_was_answered";
-        let reported = die(test, dir.path(), "", Some(steps));
+        let reported = die(test, dir.path().as_os_str(), "", Some(steps));
         assert!(reported.len() >= steps);
         inspect(dir.path(), &reported).await;
     }

@@ -8,6 +8,7 @@ mod cli;
 mod embedded_log;
 mod ingest;
 mod kafka;
+mod kafka_conformance;
 mod kafka_foreign_reader;
 mod log_conformance;
 mod pipeline;

@@ -127,6 +127,7 @@ impl Session {
     }
 
     fn transact(&self, transaction: &Transaction) -> Result<(), LogError> {
+        failpoint::hit("kafka.commit.before");
         self.serve();
         self.producer
             .begin_transaction()
