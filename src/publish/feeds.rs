@@ -8,6 +8,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 
+use super::sequence::WRITER_ID;
 use crate::log::{Log, LogError, ReadBatch, Reader};
 use crate::reaction::table::Table;
 
@@ -181,6 +182,8 @@ async fn try_open(
                 range.start
             }
         };
+        // Before anything is published, so that retention never gets ahead of what is not.
+        log.hold(WRITER_ID, &table.topic, partition, Some(next)).await?;
         let reader = log.reader(&table.topic, partition, next).await?;
         let (table, name) = (Arc::clone(table), Arc::clone(&name));
         feeds.push(Feed { table, name, partition, partitions: ranges.len(), serial, next, reader });
