@@ -5,7 +5,9 @@
 
 mod check;
 mod cli;
+mod crash;
 mod embedded_log;
+mod end_to_end;
 mod ingest;
 mod kafka;
 mod kafka_conformance;

@@ -2,13 +2,14 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use serde_json::Value;
 
 /// How long anything may take before a test fails.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The binary, in that folder, with no settings but its defaults.
 pub(crate) fn emostream(dir: &Path) -> Command {
@@ -29,16 +30,25 @@ impl Running {
         Self::start(emostream(dir).args(["up", "--listen", "127.0.0.1:0"]).args(args))
     }
 
-    /// Starts it and waits until it says where it is. What it logs goes to the test's standard error.
+    /// Starts it and waits until it says where it is. What it logs goes to the test's standard error, unless the
+    /// command says otherwise.
     pub(crate) fn start(command: &mut Command) -> Self {
+        Self::begin(command).unwrap_or_else(|status| panic!("it ended before it served: {status}"))
+    }
+
+    /// The same for a process that may end before it says where it is: then how it ended.
+    pub(crate) fn begin(command: &mut Command) -> Result<Self, ExitStatus> {
         let mut child = command.stdout(Stdio::piped()).spawn().expect("the binary starts");
-        let mut line = String::new();
-        let stdout = child.stdout.take().expect("it is piped");
-        BufReader::new(stdout).read_line(&mut line).expect("its first line");
+        let line = first_line(child.stdout.take().expect("it is piped"));
+        let mut running = Self { child, base: String::new() };
+        let line = line.expect("it says where it is, or ends");
         let address =
             line.split_once("http://").map(|(_, rest)| rest.split_whitespace().next().unwrap_or(rest));
-        let base = format!("http://{}", address.unwrap_or_else(|| panic!("no address in '{line}'")));
-        Self { child, base }
+        match address {
+            Some(address) => running.base = format!("http://{address}"),
+            None => return Err(running.child.wait().expect("it can be waited for")),
+        }
+        Ok(running)
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -89,16 +99,39 @@ impl Running {
     pub(crate) async fn terminate(&mut self) -> Option<i32> {
         let sent = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
         assert!(sent.expect("kill runs").success());
+        self.ended().await.expect("it ends").code()
+    }
+
+    /// Sends SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().expect("it can be killed");
+        self.child.wait().expect("it can be waited for");
+    }
+
+    /// How it ended by itself; `None` when it has not ended within a test's patience.
+    pub(crate) async fn ended(&mut self) -> Option<ExitStatus> {
         let ending = async {
             loop {
                 if let Some(status) = self.child.try_wait().expect("it can be waited for") {
-                    return status.code();
+                    return status;
                 }
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        tokio::time::timeout(PATIENCE, ending).await.expect("it ends")
+        tokio::time::timeout(PATIENCE, ending).await.ok()
     }
+}
+
+/// The first line, empty when there is none; `None` when it does not come within a test's patience.
+fn first_line(stdout: ChildStdout) -> Option<String> {
+    let (tell, told) = mpsc::sync_channel(1);
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        let read = BufReader::new(stdout).read_line(&mut line);
+        // Nobody listens any more when it came too late.
+        tell.send(read.map(|_| line).unwrap_or_default()).ok();
+    });
+    told.recv_timeout(PATIENCE).ok()
 }
 
 impl Drop for Running {

@@ -1,7 +1,10 @@
 //! What several integration tests share.
 
 pub(crate) mod binary;
+pub(crate) mod books;
 pub(crate) mod dying;
 pub(crate) mod kafka;
+pub(crate) mod load;
 pub(crate) mod scoped;
 pub(crate) mod scripted_log;
+pub(crate) mod viewer;

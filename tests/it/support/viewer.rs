@@ -1,0 +1,131 @@
+//! A viewer that comes back after every broken connection, with the last id it has seen.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use emostream::reaction::live::{LiveId, LiveMessage};
+use futures::StreamExt;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// Between a broken connection and the next attempt.
+const AGAIN: Duration = Duration::from_millis(20);
+
+/// What a viewer was shown.
+#[derive(Debug, Default)]
+pub(crate) struct Shown {
+    /// In the order of arrival.
+    pub(crate) messages: Vec<LiveMessage>,
+    /// How often it was told that messages may be missing.
+    pub(crate) gaps: usize,
+    /// How many older windows it was told to have been left out.
+    pub(crate) skipped: u64,
+    /// Connections that brought at least one message.
+    pub(crate) connections: usize,
+    /// What should not have come.
+    pub(crate) wrong: Vec<String>,
+    windows: BTreeSet<(String, String, i64, i64)>,
+}
+
+impl Shown {
+    fn take(&mut self, event: &str) {
+        let field = |name: &str| {
+            let of = |line: &'_ str| line.strip_prefix(name).map(|value| value.trim_start().to_owned());
+            event.lines().find_map(of)
+        };
+        match (field("event:").as_deref(), field("data:")) {
+            (None, Some(data)) => self.take_window(field("id:").as_deref(), &data),
+            (Some("gap"), _) => self.gaps += 1,
+            (Some("drain"), _) | (None, None) => {}
+            (Some(other), _) => self.wrong.push(format!("an event {other}")),
+        }
+    }
+
+    fn take_window(&mut self, id: Option<&str>, data: &str) {
+        let message: LiveMessage = match serde_json::from_str(data) {
+            Ok(message) => message,
+            Err(error) => return self.wrong.push(format!("{error}: {data}")),
+        };
+        let skipped = serde_json::from_str::<serde_json::Value>(data).unwrap()["skipped"].as_u64();
+        self.skipped += skipped.unwrap_or_default();
+        if id != Some(&message.id.to_string()) {
+            self.wrong.push(format!("{} came as id {id:?}", message.id));
+        }
+        if self.last_id().is_some_and(|last| message.id <= last) {
+            self.wrong.push(format!("{} after {:?}", message.id, self.last_id()));
+        }
+        let LiveMessage { table, room, window, .. } = &message;
+        if !self.windows.insert((table.clone(), room.clone(), window.start, window.end)) {
+            self.wrong.push(format!("twice: {table} {room} {window:?}"));
+        }
+        self.messages.push(message);
+    }
+
+    fn last_id(&self) -> Option<LiveId> {
+        self.messages.last().map(|message| message.id)
+    }
+
+    /// Table, room, start and end of every window shown.
+    pub(crate) fn windows(&self) -> &BTreeSet<(String, String, i64, i64)> {
+        &self.windows
+    }
+}
+
+/// A watching viewer; leaves when dropped.
+pub(crate) struct Viewer {
+    shown: Arc<Mutex<Shown>>,
+    _watching: JoinSet<()>,
+}
+
+impl Viewer {
+    /// Watches these rooms at whatever address is told.
+    pub(crate) fn start(mut address: watch::Receiver<Option<String>>, rooms: &[&str]) -> Self {
+        let shown = Arc::<Mutex<Shown>>::default();
+        let rooms: Vec<String> = rooms.iter().map(|room| format!("room={room}")).collect();
+        let path = format!("/v1/live?{}", rooms.join("&"));
+        let mut watching = JoinSet::new();
+        let seen = Arc::clone(&shown);
+        watching.spawn(async move {
+            let client = reqwest::Client::new();
+            loop {
+                let base = match address.wait_for(Option::is_some).await {
+                    Ok(base) => base.clone().unwrap_or_default(),
+                    Err(_) => return,
+                };
+                watch_once(&client, &format!("{base}{path}"), &seen).await;
+                tokio::time::sleep(AGAIN).await;
+            }
+        });
+        Self { shown, _watching: watching }
+    }
+
+    /// What it has been shown so far.
+    pub(crate) fn shown<T>(&self, look: impl FnOnce(&Shown) -> T) -> T {
+        look(&self.shown.lock().unwrap())
+    }
+}
+
+async fn watch_once(client: &reqwest::Client, url: &str, shown: &Mutex<Shown>) {
+    let mut request = client.get(url);
+    let last = shown.lock().unwrap().last_id();
+    if let Some(last) = last {
+        request = request.header("last-event-id", last.to_string());
+    }
+    let Ok(answer) = request.send().await else { return };
+    if !answer.status().is_success() {
+        return;
+    }
+    let mut stream = answer.bytes_stream();
+    let mut text = Vec::new();
+    let mut is_first = true;
+    while let Some(Ok(bytes)) = stream.next().await {
+        text.extend_from_slice(&bytes);
+        while let Some(end) = text.windows(2).position(|two| two == b"\n\n") {
+            let event: Vec<u8> = text.drain(..end + 2).collect();
+            let mut shown = shown.lock().unwrap();
+            shown.take(&String::from_utf8_lossy(&event));
+            shown.connections += usize::from(std::mem::take(&mut is_first));
+        }
+    }
+}
