@@ -564,12 +564,19 @@ async fn whatever_the_log_does_202_is_in_it_once_and_what_was_not_kept_is_not() 
 async fn a_stop_writes_what_waits_and_answers_everybody() {
     let house = House::new(1, Settings::default()).await;
     house.log.set_mode(Mode::Stalled);
-    let crowd = join_all((0..30).map(|n| {
+    let crowd = join_all((10..40).map(|n| {
         let house = &house;
-        async move { house.react(&format!("user-{n}")).await.status }
+        async move {
+            if n > 10 {
+                until("the first is being written", || async { house.log.running() == 1 }).await;
+            }
+            house.react(&format!("user-{n}")).await.status
+        }
     }));
     let stopping = async {
-        until("all are waiting", || async { house.ingest.pending_bytes() > 30 * 1024 }).await;
+        until("the first is being written", || async { house.log.running() == 1 }).await;
+        let each = house.ingest.pending_bytes();
+        until("all are waiting", || async { house.ingest.pending_bytes() == 30 * each }).await;
         house.tasks.cancel();
         house.log.set_mode(Mode::Working);
     };
@@ -584,16 +591,17 @@ async fn a_stop_while_the_log_stalls_answers_everybody_in_time() {
     let house = House::new(1, Settings::default()).await;
     house.log.set_mode(Mode::Stalled);
     let first = async {
-        let answer = house.react("first").await;
+        let answer = house.react("user-1").await;
         (answer.status, answer.is_unknown())
     };
     let second = async {
         until("the first is being written", || async { house.log.running() == 1 }).await;
+        let each = house.ingest.pending_bytes();
         let stopping = async {
-            until("the second waits", || async { house.ingest.pending_bytes() > 2048 }).await;
+            until("the second waits", || async { house.ingest.pending_bytes() == 2 * each }).await;
             house.tasks.cancel();
         };
-        let (answer, ()) = tokio::join!(house.react("second"), stopping);
+        let (answer, ()) = tokio::join!(house.react("user-2"), stopping);
         (answer.status, answer.is_unknown())
     };
     let began = tokio::time::Instant::now();
