@@ -247,7 +247,7 @@ async fn any_aggregate_of_datafusion_gives_the_batch_answer() {
         for per_record in [1, 7, 500] {
             let mut stage = Stage::new(Arc::clone(&query), partitions);
             for (n, chunk) in rows.chunks(per_record).enumerate() {
-                stage.append(n % partitions, chunk, chunk[0].3 + 500);
+                stage.append(n % partitions, chunk, chunk[chunk.len() - 1].3 + 500);
             }
             stage.interleaved();
             stage.end(1_000_000);
