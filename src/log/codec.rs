@@ -7,14 +7,14 @@ use std::io::Cursor;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, DictionaryArray, Int32Array, RecordBatch, StringArray};
-use arrow::datatypes::{DataType, Field, Int32Type, Schema, SchemaRef, TimeUnit};
+use arrow::datatypes::{DataType, Field, Int32Type, Schema};
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
 use bytes::Bytes;
 use hashbrown::HashMap;
 
 use super::{ARROW_STREAM, HEADER_CONTENT_TYPE, HEADER_ROWS, NewRecord};
-use crate::reaction::table::{ColumnType, Table};
+pub use crate::reaction::schema::arrow_schema;
 
 /// The most rows a record may have.
 pub const MAX_ROWS: usize = 20_000;
@@ -33,27 +33,6 @@ pub enum CodecError {
     /// Readable, but not this table's columns.
     #[error("{0}")]
     WrongSchema(String),
-}
-
-/// The Arrow type of a column: TEXT is Utf8, TIMESTAMP nanoseconds without zone.
-pub fn arrow_type(column: ColumnType) -> DataType {
-    match column {
-        ColumnType::Text => DataType::Utf8,
-        ColumnType::Timestamp => DataType::Timestamp(TimeUnit::Nanosecond, None),
-        ColumnType::Int => DataType::Int32,
-        ColumnType::Bigint => DataType::Int64,
-        ColumnType::IntUnsigned => DataType::UInt32,
-        ColumnType::BigintUnsigned => DataType::UInt64,
-        ColumnType::Float => DataType::Float32,
-        ColumnType::Double => DataType::Float64,
-        ColumnType::Boolean => DataType::Boolean,
-    }
-}
-
-/// The schema of a table's batches, in declaration order.
-pub fn arrow_schema(table: &Table) -> SchemaRef {
-    let fields = table.columns.iter().map(|c| Field::new(&c.name, arrow_type(c.data_type), c.nullable));
-    Arc::new(Schema::new(fields.collect::<Vec<_>>()))
 }
 
 /// Encodes a batch as one record, with its row count and content type as headers.

@@ -5,5 +5,6 @@
 pub mod checkpoint;
 pub mod figures;
 pub mod live;
+pub mod schema;
 pub mod table;
 pub mod time;

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::{DFSchema, Result, TableReference, plan_err};
 use datafusion::logical_expr::planner::{ContextProvider, ExprPlanner};
@@ -18,7 +18,8 @@ use datafusion::sql::planner::{PlannerContext, SqlToRel};
 use datafusion::sql::sqlparser::ast::{Expr as SqlExpr, Query, Statement};
 
 use super::functions::{Functions, interval_ns};
-use crate::reaction::table::{ColumnType, Table, TableKind};
+use crate::reaction::schema::arrow_schema;
+use crate::reaction::table::{Table, TableKind};
 
 /// What a name in FROM stands for.
 #[derive(Clone)]
@@ -84,29 +85,6 @@ impl Planner {
     pub(crate) fn is_readable_interval(&self, expr: &SqlExpr) -> bool {
         SqlToRel::new(self).sql_to_expr(expr.clone(), &DFSchema::empty(), &mut PlannerContext::new()).is_ok()
     }
-}
-
-/// The Arrow type of a column.
-pub(crate) fn arrow_type(data_type: ColumnType) -> DataType {
-    match data_type {
-        ColumnType::Text => DataType::Utf8,
-        ColumnType::Timestamp => DataType::Timestamp(TimeUnit::Nanosecond, None),
-        ColumnType::Int => DataType::Int32,
-        ColumnType::Bigint => DataType::Int64,
-        ColumnType::IntUnsigned => DataType::UInt32,
-        ColumnType::BigintUnsigned => DataType::UInt64,
-        ColumnType::Float => DataType::Float32,
-        ColumnType::Double => DataType::Float64,
-        ColumnType::Boolean => DataType::Boolean,
-    }
-}
-
-/// A table's columns as Arrow has them: TEXT as Utf8, TIMESTAMP in nanoseconds without zone.
-pub fn arrow_schema(table: &Table) -> SchemaRef {
-    let field = |column: &crate::reaction::table::Column| {
-        Field::new(&column.name, arrow_type(column.data_type), column.nullable)
-    };
-    Arc::new(Schema::new(table.columns.iter().map(field).collect::<Vec<_>>()))
 }
 
 struct Source {

@@ -13,8 +13,10 @@ use datafusion::sql::sqlparser::tokenizer::Span;
 
 use super::diagnostic::{Finding, start_of_text};
 use super::parse::{CreateTable, Statement, StatementKind, parse};
-use super::planner::{Planner, Relation, arrow_type};
+use super::planner::{Planner, Relation};
+
 use super::{Diagnostic, Program, Query, Severity, SqlFile, catalog, checks, cut, errors, rewrite};
+use crate::reaction::schema::arrow_type;
 use crate::reaction::table::{Table, TableKind};
 
 /// Plans the files as one program, whatever their order: every `CREATE` counts for all of them.
