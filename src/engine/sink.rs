@@ -57,7 +57,7 @@ pub fn records(sink: &Table, partitions: u32, closed: &ClosedWindow) -> Result<V
 }
 
 fn room_of(row: &Map<String, Value>) -> String {
-    row.get(ROOM_COLUMN).and_then(Value::as_str).unwrap_or(DEFAULT_ROOM).to_owned()
+    row.get(ROOM_COLUMN).filter(|room| !room.is_null()).map_or_else(|| DEFAULT_ROOM.to_owned(), text_of)
 }
 
 fn text_of(value: &Value) -> String {

@@ -164,8 +164,8 @@ impl Gatherer {
         let value = record.value.as_deref().unwrap_or_default();
         let row: Row =
             serde_json::from_slice(value).map_err(|error| GatherError::Value(error.to_string()))?;
-        let room = row.get(ROOM_COLUMN).filter(|_| self.has_room).and_then(Value::as_str);
-        Ok(match room.map(str::to_owned) {
+        let room = row.get(ROOM_COLUMN).filter(|room| self.has_room && !room.is_null());
+        Ok(match room.map(|room| room.as_str().map_or_else(|| room.to_string(), str::to_owned)) {
             Some(room) => (Key { room, ..key }, row),
             None => (key, row),
         })
