@@ -15,9 +15,9 @@
 pub mod codec;
 pub mod embedded;
 pub mod failpoint;
-pub mod gather;
 pub mod kafka;
 pub mod program;
+pub mod result_row;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

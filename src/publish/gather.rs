@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::row::ResultRow;
+use crate::log::result_row::ResultRow;
 
 /// How long after its first row an incomplete window may lack rows, although every partition was read to its end.
 pub const GIVE_UP_AFTER_MS: i64 = 30_000;

@@ -9,7 +9,7 @@
 //! The parts never call one another; they meet on topics of the log, so each starts, fails and scales alone. In the
 //! order a window passes them:
 //!
-//! - [`row`], [`gather`], [`sequence`]: results records become whole windows, and those one numbered order (pure);
+//! - [`gather`], [`sequence`]: results records become whole windows, and those one numbered order (pure);
 //! - [`publisher`] runs that against the log, [`cluster`] copies it to a region;
 //! - [`message`], [`history`], [`queue`], [`protocol`]: what a subscriber keeps and what it says (pure);
 //! - [`subscriber`] reads its cluster and holds the clients that [`routes`] lets in;
@@ -27,7 +27,6 @@ pub mod protocol;
 pub mod publisher;
 pub mod queue;
 pub mod routes;
-pub mod row;
 pub mod sequence;
 pub mod subscriber;
 pub mod tier;

@@ -12,10 +12,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::feeds::{Feed, Feeds, Positions};
-use super::row::ResultRow;
 use super::sequence::{Checkpoint, Commit, Sequencer, WRITER_ID};
 use crate::clock;
 use crate::log::program::{ProgramView, system_topics};
+use crate::log::result_row::{LIVE_COLUMNS, ResultRow};
 use crate::log::{Log, LogError, ReadBatch, TOPIC_CHECKPOINTS, TOPIC_LIVE, Transaction, Writer, failpoint};
 use crate::reaction::table::{Table, TableKind};
 use crate::shutdown::Tasks;
@@ -156,7 +156,7 @@ impl Publisher {
         let now_ms = clock::wall_ms();
         let mut newest_window = None;
         for record in &batch.records {
-            match ResultRow::parse(&feed.table, record) {
+            match ResultRow::parse(&feed.table, record, &LIVE_COLUMNS) {
                 Ok(row) => {
                     newest_window = newest_window.max(Some(row.window.end));
                     sequencer.gather.add(&feed.name, feed.partition, record.offset, row, now_ms);

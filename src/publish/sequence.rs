@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::gather::{Gather, Told, Whole, WindowKey};
-use super::row::quoted;
+use crate::log::result_row::quoted;
 use crate::log::{NewRecord, TOPIC_CHECKPOINTS, TOPIC_LIVE, Transaction};
 use crate::reaction::live::LiveId;
 use crate::reaction::time::{NS_PER_MS, format_rfc3339};
@@ -186,14 +186,14 @@ pub fn table_name(name: &str) -> Arc<str> {
 mod tests {
     use super::*;
     use crate::log::Record;
-    use crate::publish::row::{ResultRow, emoji_counts, result_record};
+    use crate::log::result_row::{LIVE_COLUMNS, ResultRow, emoji_counts, result_record};
     use crate::reaction::live::LiveMessage;
     use serde_json::json;
 
     fn feed(sequencer: &mut Sequencer, offset: i64, window_ms: (i64, i64), value: serde_json::Value) {
         let NewRecord { key, value, headers } = result_record(window_ms, 1, value);
         let record = Record { offset, timestamp_ms: 0, key, value, headers };
-        let row = ResultRow::parse(&emoji_counts(), &record).unwrap();
+        let row = ResultRow::parse(&emoji_counts(), &record, &LIVE_COLUMNS).unwrap();
         let table = table_name("emoji_counts");
         sequencer.position("emoji_counts", "emoji_counts");
         sequencer.gather.add(&table, 0, offset, row, 0);

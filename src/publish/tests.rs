@@ -11,9 +11,9 @@ use tokio_tungstenite::tungstenite;
 
 use super::memory_log::{Fault, MemoryLog};
 use super::routes::serve_on_loopback;
-use super::row::{emoji_counts, result_record};
 use super::{Heart, Members, Placement, Publisher, Settings, Subscriber, Tier, live_router, publish_router};
 use crate::log::program::ProgramView;
+use crate::log::result_row::{emoji_counts, result_record};
 use crate::log::{Log, LogError, NewRecord, Retention, TOPIC_LIVE, TopicSpec, Transaction, cluster_topic};
 use crate::shutdown::Tasks;
 

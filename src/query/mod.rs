@@ -1,9 +1,10 @@
 //! Stage 3b: closed windows of every sink, read from the log, kept in memory within a bound, answered over HTTP.
 //!
-//! `store` keeps the windows, `tail` fills it from the sinks' topics, `results` reads a request's parameters and
+//! `gather` waits for the rest of a window, `store` keeps the windows, `tail` fills it from the sinks' topics, `results` reads a request's parameters and
 //! answers it from the store, `routes` is the HTTP around it. After a restart everything is read back from the
 //! topics, from the start of their retention; what the bound pushed out is still in the log, but not answered here.
 
+mod gather;
 pub mod results;
 pub mod routes;
 pub mod store;

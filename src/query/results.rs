@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::store::{ResultStore, Rooms, Span};
-use crate::log::gather::{ROOM_COLUMN, WINDOW_COLUMNS};
+use crate::log::result_row::{COLUMN_ROOM, WINDOW_COLUMNS};
 use crate::reaction::table::{ColumnType, Table};
 use crate::reaction::time::{Window, format_rfc3339, parse_rfc3339};
 
@@ -133,7 +133,7 @@ impl ResultsQuery {
         let mut found = Vec::new();
         for (room, rows) in rooms.iter() {
             let is_room = |wanted: &Wanted| matches!(wanted, Wanted::Text(text) if text == room);
-            if self.filters.get(ROOM_COLUMN).is_some_and(|wanted| !wanted.iter().any(is_room)) {
+            if self.filters.get(COLUMN_ROOM).is_some_and(|wanted| !wanted.iter().any(is_room)) {
                 continue;
             }
             for row in rows {
@@ -146,7 +146,7 @@ impl ResultsQuery {
     }
 
     fn matches(&self, window: Window, row: &str) -> Result<bool, serde_json::Error> {
-        let mut filters = self.filters.iter().filter(|(column, _)| *column != ROOM_COLUMN).peekable();
+        let mut filters = self.filters.iter().filter(|(column, _)| *column != COLUMN_ROOM).peekable();
         if filters.peek().is_none() {
             return Ok(true);
         }
@@ -166,7 +166,7 @@ impl ResultsQuery {
     /// For the rare table whose columns have names that JSON must escape.
     fn matches_escaped(&self, window: Window, row: &str) -> Result<bool, serde_json::Error> {
         let fields: BTreeMap<String, Box<RawValue>> = serde_json::from_str(row)?;
-        Ok(self.filters.iter().filter(|(column, _)| *column != ROOM_COLUMN).all(|(column, wanted)| {
+        Ok(self.filters.iter().filter(|(column, _)| *column != COLUMN_ROOM).all(|(column, wanted)| {
             let edge = window_edge(window, column);
             let value = fields.get(column).map_or("null", |value| value.get());
             wanted

@@ -18,7 +18,7 @@ use super::results::ResultsQuery;
 use crate::http::Problem;
 use crate::log::program::QueryEntry;
 use crate::log::{LogError, TOPIC_CHECKPOINTS};
-use crate::reaction::checkpoint::Checkpoint;
+use crate::reaction::checkpoint::{Checkpoint, Gap};
 use crate::reaction::figures::Figures;
 use crate::reaction::table::{DefaultValue, Table, TableKind};
 use crate::reaction::time::format_rfc3339;
@@ -187,6 +187,7 @@ struct QueryAnswer<'a> {
     #[serde(flatten)]
     figures: Figures,
     last_error: Option<String>,
+    gap: Option<Gap>,
 }
 
 async fn queries(State(query): State<Arc<Query>>) -> Result<Json<Value>, Problem> {
@@ -230,6 +231,7 @@ async fn answers(query: &Query, entries: &[&QueryEntry]) -> Result<Vec<Value>, P
             state: if checkpoint.is_some() { "running" } else { "starting" },
             watermark: checkpoint.as_ref().and_then(|checkpoint| checkpoint.emitted).map(format_rfc3339),
             lag_records,
+            gap: checkpoint.as_ref().and_then(|checkpoint| checkpoint.gap),
             figures: checkpoint.map(|checkpoint| checkpoint.figures).unwrap_or_default(),
             last_error,
         }));

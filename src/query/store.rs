@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 use super::Settings;
+use super::gather::{Gatherer, Whole};
 use crate::log::Record;
-use crate::log::gather::{Closed, Gatherer, Row, WINDOW_COLUMNS};
+use crate::log::result_row::{ResultRow, WINDOW_COLUMNS};
 use crate::reaction::table::Table;
 use crate::reaction::time::Window;
 
@@ -46,7 +47,7 @@ struct Sink {
 /// The rows of one window, by room.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rooms {
-    rooms: BTreeMap<String, Answer>,
+    rooms: BTreeMap<Box<str>, Answer>,
 }
 
 /// One room's rows: JSON objects with the table's columns, except the window's.
@@ -59,7 +60,7 @@ struct Answer {
 impl Rooms {
     /// Every room with its rows, by room. A row is a JSON object's text.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[Box<str>])> {
-        self.rooms.iter().map(|(room, answer)| (room.as_str(), answer.rows.as_slice()))
+        self.rooms.iter().map(|(room, answer)| (&**room, answer.rows.as_slice()))
     }
 }
 
@@ -85,7 +86,7 @@ impl ResultStore {
         self.end(&table.name);
         let sink = Sink {
             table: Arc::clone(table),
-            gatherer: Gatherer::new(table),
+            gatherer: Gatherer::new(),
             windows: BTreeMap::new(),
             bytes: 0,
             next: BTreeMap::new(),
@@ -109,9 +110,13 @@ impl ResultStore {
         let Some(sink) = inner.sinks.get_mut(sink) else { return };
         let before = sink.bytes;
         for record in records {
-            match sink.gatherer.push(partition, record) {
-                Ok(Some(closed)) if closed.is_final => sink.insert(closed),
-                Ok(_) => {}
+            match ResultRow::parse(&sink.table, record, &WINDOW_COLUMNS) {
+                Ok(row) => {
+                    let whole = sink.gatherer.add(partition, record.offset, row);
+                    if let Some(whole) = whole.filter(|whole| whole.is_final) {
+                        sink.insert(whole);
+                    }
+                }
                 Err(error) => {
                     metrics::counter!("emostream_query_bad_records_total").increment(1);
                     tracing::warn!(sink = sink.table.name, partition, offset = record.offset, %error, "a result is left out");
@@ -194,9 +199,8 @@ impl Inner {
 
 impl Sink {
     /// A repeated or lower revision changes nothing; a higher one replaces the room's rows.
-    fn insert(&mut self, closed: Closed) {
-        let (window, room, revision) = (closed.window, closed.room.clone(), closed.revision);
-        let rows = closed.rows.iter().map(|row| row_text(&self.table, row)).collect();
+    fn insert(&mut self, whole: Whole) {
+        let Whole { room, window, revision, rows, .. } = whole;
         let answer = Answer { revision, rows };
         let bytes = answer.bytes();
         let rooms = Arc::make_mut(self.windows.entry(window).or_default());
@@ -218,13 +222,6 @@ impl Sink {
         self.bytes -= rooms.rooms.values().map(Answer::bytes).sum::<usize>();
         true
     }
-}
-
-/// A row as it is answered: the table's columns in their order without the window's, nulls written out.
-fn row_text(table: &Table, row: &Row) -> Box<str> {
-    let shown = table.columns.iter().filter(|column| !WINDOW_COLUMNS.contains(&column.name.as_str()));
-    let shown: Row = shown.map(|c| (c.name.clone(), row.get(&c.name).cloned().unwrap_or_default())).collect();
-    serde_json::Value::Object(shown).to_string().into()
 }
 
 /// Which windows, and in which order of time.

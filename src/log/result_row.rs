@@ -1,4 +1,8 @@
 //! A results record read as one row of a window, its columns put into the order of the DDL.
+//!
+//! Publisher and query must decide alike what a window holds and when it is whole: when as many of its rows are there
+//! as each of them announces. Both read records with this; how each collects them differs, because the publisher must
+//! go on after a crash where it stopped, and query reads everything back.
 
 use std::borrow::Cow;
 
@@ -6,16 +10,23 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 #[cfg(test)]
-use crate::log::NewRecord;
-use crate::log::Record;
-use crate::log::{HEADER_FINAL, HEADER_REVISION, HEADER_WINDOW_END, HEADER_WINDOW_ROWS, HEADER_WINDOW_START};
+use super::NewRecord;
+use super::{
+    HEADER_FINAL, HEADER_REVISION, HEADER_WINDOW_END, HEADER_WINDOW_ROWS, HEADER_WINDOW_START, Record,
+};
 use crate::reaction::live::DEFAULT_ROOM;
 use crate::reaction::table::Table;
 use crate::reaction::time::{Window, parse_rfc3339};
 
+/// The columns that repeat a row's window.
+pub const WINDOW_COLUMNS: [&str; 2] = [COLUMN_START, COLUMN_END];
+/// What a live message says once for all its rows.
+pub const LIVE_COLUMNS: [&str; 3] = [COLUMN_START, COLUMN_END, COLUMN_ROOM];
+/// The column that names a row's room.
+pub const COLUMN_ROOM: &str = "room";
+
 const COLUMN_START: &str = "window_start";
 const COLUMN_END: &str = "window_end";
-const COLUMN_ROOM: &str = "room";
 
 /// One row of one window, and what its record says about the whole window.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,17 +41,17 @@ pub struct ResultRow {
     pub revision: u64,
     /// How many rows this (table, room, window, revision) has over all partitions; at least 1.
     pub window_rows: u64,
-    /// The row as a JSON object: the table's columns in the order of the DDL without the window columns and
-    /// `room`; a column the record lacks is null.
+    /// The row as a JSON object: the table's columns in the order of the DDL, without those left out; a column the
+    /// record lacks is null.
     pub json: Box<str>,
 }
 
 impl ResultRow {
-    /// Reads a record of that sink.
+    /// Reads a record of that sink; the row's text goes without the columns of `left_out`.
     ///
     /// # Errors
     /// Says what the record lacks. Such a record belongs to no window and can never be shown.
-    pub fn parse(table: &Table, record: &Record) -> Result<Self, String> {
+    pub fn parse(table: &Table, record: &Record, left_out: &[&str]) -> Result<Self, String> {
         let value = record.value.as_deref().ok_or("the record has no value")?;
         let fields = Fields::parse(value)?;
         let window = Window {
@@ -60,7 +71,7 @@ impl ResultRow {
             is_final: record.header(HEADER_FINAL) != Some("false"),
             revision: number(record, HEADER_REVISION)?,
             window_rows,
-            json: shown_columns(table, &fields),
+            json: shown_columns(table, &fields, left_out),
         })
     }
 }
@@ -131,9 +142,9 @@ fn text(value: &RawValue) -> String {
     serde_json::from_str::<String>(value.get()).unwrap_or_else(|_| value.get().to_owned())
 }
 
-fn shown_columns(table: &Table, fields: &Fields<'_>) -> Box<str> {
+fn shown_columns(table: &Table, fields: &Fields<'_>, left_out: &[&str]) -> Box<str> {
     let mut json = String::from("{");
-    let shown = table.columns.iter().filter(|c| ![COLUMN_START, COLUMN_END, COLUMN_ROOM].contains(&&*c.name));
+    let shown = table.columns.iter().filter(|column| !left_out.contains(&column.name.as_str()));
     for column in shown {
         if json.len() > 1 {
             json.push(',');
@@ -147,13 +158,13 @@ fn shown_columns(table: &Table, fields: &Fields<'_>) -> Box<str> {
 }
 
 /// A text as JSON writes it.
-pub(super) fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
 /// A record as the engine writes it, for tests of every file here.
 #[cfg(test)]
-pub(super) fn result_record(window_ms: (i64, i64), rows: u64, value: serde_json::Value) -> NewRecord {
+pub(crate) fn result_record(window_ms: (i64, i64), rows: u64, value: serde_json::Value) -> NewRecord {
     let at = |ms: i64| crate::reaction::time::format_rfc3339(ms * crate::reaction::time::NS_PER_MS);
     NewRecord { key: None, value: Some(value.to_string().into()), headers: Vec::new() }
         .header(HEADER_WINDOW_START, at(window_ms.0))
@@ -165,7 +176,7 @@ pub(super) fn result_record(window_ms: (i64, i64), rows: u64, value: serde_json:
 
 /// The sink of sql/tables.sql, for tests of every file here.
 #[cfg(test)]
-pub(super) fn emoji_counts() -> Table {
+pub(crate) fn emoji_counts() -> Table {
     use crate::reaction::table::{Column, ColumnType, Format, TableKind};
     let column =
         |name: &str, data_type| Column { name: name.to_owned(), data_type, nullable: true, default: None };
@@ -194,7 +205,8 @@ mod tests {
 
     fn read(record: NewRecord) -> Result<ResultRow, String> {
         let NewRecord { key, value, headers } = record;
-        ResultRow::parse(&emoji_counts(), &Record { offset: 0, timestamp_ms: 0, key, value, headers })
+        let record = Record { offset: 0, timestamp_ms: 0, key, value, headers };
+        ResultRow::parse(&emoji_counts(), &record, &LIVE_COLUMNS)
     }
 
     #[test]
