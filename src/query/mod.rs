@@ -15,11 +15,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::log::Log;
 use crate::log::program::ProgramView;
-use crate::reaction::table::{Table, TableKind};
+use crate::reaction::table::TableKind;
 use crate::shutdown::Tasks;
 use store::ResultStore;
 
@@ -42,11 +42,17 @@ impl Default for Settings {
 /// How long an answer waits for results that are committed and not read yet.
 const CATCH_UP: Duration = Duration::from_secs(1);
 
+/// How many pages of results are put together at the same time; a page may take some tens of megabytes. Further
+/// requests wait, at most [`PAGE_WAIT`], then get 503.
+const PAGES: usize = 8;
+const PAGE_WAIT: Duration = Duration::from_secs(5);
+
 /// The running stage.
 pub struct Query {
     log: Arc<dyn Log>,
     program: watch::Receiver<Arc<ProgramView>>,
     store: Arc<ResultStore>,
+    pages: Arc<Semaphore>,
 }
 
 impl Query {
@@ -58,7 +64,7 @@ impl Query {
         tasks: &Tasks,
     ) -> Arc<Self> {
         let store = Arc::new(ResultStore::new(settings));
-        let query = Arc::new(Self { log, program, store });
+        let query = Arc::new(Self { log, program, store, pages: Arc::new(Semaphore::new(PAGES)) });
         let (log, program, store) = (Arc::clone(&query.log), query.program.clone(), Arc::clone(&query.store));
         tasks.spawn(tail::follow_sinks(log, program, store, tasks.clone()));
         query
@@ -95,15 +101,11 @@ impl Query {
     /// Says which sinks are still being read back, or that there is no program yet.
     pub fn ready(&self) -> Result<(), String> {
         let program = self.program();
-        let sinks: Vec<&Table> = program.tables_of(TableKind::Sink).collect();
-        if sinks.is_empty() {
-            return Err("the program in the log has no sink yet; the engine writes it".to_owned());
+        if program.tables.is_empty() {
+            return Err("the log holds no program yet; the engine writes it".to_owned());
         }
-        let behind: Vec<&str> = sinks
-            .iter()
-            .map(|sink| sink.name.as_str())
-            .filter(|sink| !self.store.is_read_back(sink))
-            .collect();
+        let sinks = program.tables_of(TableKind::Sink).map(|sink| sink.name.as_str());
+        let behind: Vec<&str> = sinks.filter(|sink| !self.store.is_read_back(sink)).collect();
         if behind.is_empty() {
             Ok(())
         } else {

@@ -13,8 +13,8 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::Query;
 use super::results::ResultsQuery;
+use super::{PAGE_WAIT, Query};
 use crate::http::Problem;
 use crate::log::program::QueryEntry;
 use crate::log::{LogError, TOPIC_CHECKPOINTS};
@@ -63,8 +63,14 @@ async fn results(
     let bad = |detail: String| Problem::new(StatusCode::BAD_REQUEST, "bad-parameter", detail);
     let Parameters(parameters) = parameters.map_err(|rejection| bad(rejection.body_text()))?;
     let asked = ResultsQuery::parse(&table, &parameters).map_err(bad)?;
+    if !query.store.is_read_back(&sink) {
+        return Err(not_yet("results are being read back from the log"));
+    }
+    let turn = tokio::time::timeout(PAGE_WAIT, Arc::clone(&query.pages).acquire_owned()).await;
+    let Ok(Ok(turn)) = turn else { return Err(not_yet("too many pages are asked for at once")) };
     let store = Arc::clone(&query.store);
     let answer = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
         let page = asked.page(&table, &store).map_err(|error| error.to_string())?;
         page.map(|page| serde_json::to_vec(&page).map_err(|error| error.to_string())).transpose()
     });

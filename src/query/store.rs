@@ -133,6 +133,11 @@ impl ResultStore {
         self.progress.send_modify(|count| *count += 1);
     }
 
+    /// The offset from which a partition goes on; `None` before it was read.
+    pub fn next(&self, sink: &str, partition: u32) -> Option<i64> {
+        self.lock().sinks.get(sink)?.next.get(&partition).copied()
+    }
+
     /// Says that everything that was in the log when the sink began has been read.
     pub fn read_back(&self, sink: &str) {
         if let Some(sink) = self.lock().sinks.get_mut(sink) {

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::store::ResultStore;
 use crate::log::program::ProgramView;
-use crate::log::{Log, LogError, ReadBatch, Reader};
+use crate::log::{Log, LogError, PartitionRange, ReadBatch, Reader};
 use crate::reaction::table::{Table, TableKind};
 use crate::shutdown::Tasks;
 
@@ -21,6 +21,8 @@ const READ_BYTES: usize = 256 << 10;
 const READ_WAIT: Duration = Duration::from_secs(1);
 /// How long a read waits while the end is not reached.
 const BACK_WAIT: Duration = Duration::from_millis(100);
+/// How often to look whether a topic has more partitions.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// How long to wait before a topic that failed or does not exist yet is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -65,18 +67,19 @@ pub(super) async fn follow_sinks(
     }
 }
 
-/// Reads one sink until it is cancelled; starts anew after every failure.
+/// Reads one sink until it is cancelled; after a failure it goes on where it was.
 async fn keep_reading(log: Arc<dyn Log>, table: Arc<Table>, store: Arc<ResultStore>, tasks: Tasks) {
     loop {
         let read = read_sink(log.as_ref(), &table, &store);
-        let error = tokio::select! {
+        let ended = tokio::select! {
             () = tasks.cancelled() => return,
-            error = read => error,
+            ended = read => ended,
         };
+        let Err(error) = ended else { continue };
         tracing::warn!(sink = table.name, %error, "results cannot be read; trying again");
         tokio::select! {
             () = tasks.cancelled() => return,
-            () = tokio::time::sleep(RETRY) => store.begin(&table),
+            () = tokio::time::sleep(RETRY) => {}
         }
     }
 }
@@ -87,25 +90,10 @@ struct Partition {
     next: i64,
 }
 
-async fn read_sink(log: &dyn Log, table: &Table, store: &ResultStore) -> LogError {
-    match try_read_sink(log, table, store).await {
-        Ok(never) => match never {},
-        Err(error) => error,
-    }
-}
-
-async fn try_read_sink(
-    log: &dyn Log,
-    table: &Table,
-    store: &ResultStore,
-) -> Result<std::convert::Infallible, LogError> {
-    let ranges =
-        log.describe(&table.topic).await?.ok_or_else(|| LogError::UnknownTopic(table.topic.clone()))?;
-    let mut partitions = Vec::with_capacity(ranges.len());
-    for (number, range) in (0..).zip(&ranges) {
-        let reader = log.reader(&table.topic, number, range.start).await?;
-        partitions.push(Partition { number, reader, next: range.start });
-    }
+/// Reads back what is there, then what comes. Ends when there are more partitions than before.
+async fn read_sink(log: &dyn Log, table: &Arc<Table>, store: &ResultStore) -> Result<(), LogError> {
+    let ranges = describe(log, table).await?;
+    let mut partitions = open(log, table, store, &ranges).await?;
     loop {
         let behind =
             partitions.iter_mut().zip(&ranges).filter(|(partition, range)| partition.next < range.end);
@@ -118,19 +106,45 @@ async fn try_read_sink(
             store.apply(&table.name, number, &batch.records, batch.next);
         }
     }
-    for partition in &partitions {
-        store.apply(&table.name, partition.number, &[], partition.next);
-    }
     store.read_back(&table.name);
+    let known = partitions.len();
     let mut reads: FuturesUnordered<_> = partitions.into_iter().map(read_owned).collect();
+    let mut look = tokio::time::interval(LOOK_EVERY);
     loop {
-        let Some((partition, outcome)) = reads.next().await else {
-            return Err(LogError::UnknownTopic(table.topic.clone()));
-        };
-        let batch = outcome?;
-        store.apply(&table.name, partition.number, &batch.records, batch.next);
-        reads.push(read_owned(partition));
+        tokio::select! {
+            Some((partition, outcome)) = reads.next() => {
+                let batch = outcome?;
+                store.apply(&table.name, partition.number, &batch.records, batch.next);
+                reads.push(read_owned(partition));
+            }
+            _ = look.tick() => if describe(log, table).await?.len() > known { return Ok(()) },
+        }
     }
+}
+
+async fn describe(log: &dyn Log, table: &Table) -> Result<Vec<PartitionRange>, LogError> {
+    log.describe(&table.topic).await?.ok_or_else(|| LogError::UnknownTopic(table.topic.clone()))
+}
+
+/// A reader of every partition, from where the store is or the log begins, whichever is later.
+async fn open(
+    log: &dyn Log,
+    table: &Arc<Table>,
+    store: &ResultStore,
+    ranges: &[PartitionRange],
+) -> Result<Vec<Partition>, LogError> {
+    let places = || (0..).zip(ranges);
+    if places().any(|(number, range)| store.next(&table.name, number).is_some_and(|next| next > range.end)) {
+        tracing::warn!(sink = table.name, "the topic was made anew; what was kept of it is forgotten");
+        store.begin(table);
+    }
+    let mut partitions = Vec::with_capacity(ranges.len());
+    for (number, range) in places() {
+        let next = store.next(&table.name, number).map_or(range.start, |next| next.max(range.start));
+        store.apply(&table.name, number, &[], next);
+        partitions.push(Partition { number, reader: log.reader(&table.topic, number, next).await?, next });
+    }
+    Ok(partitions)
 }
 
 async fn read(partition: &mut Partition, wait: Duration) -> Result<(u32, ReadBatch), LogError> {
