@@ -226,6 +226,11 @@ mod tests {
     }
 
     #[test]
+    fn a_room_that_is_no_text_is_known_as_it_is_written() {
+        assert_eq!(&*read(result_record((0, 1), 1, json!({"room": 7}))).unwrap().room, "7");
+    }
+
+    #[test]
     fn the_window_columns_serve_where_the_headers_are_missing() {
         let value = json!({"window_start": "1970-01-01T00:00:02", "window_end": "1970-01-01T00:00:04Z"});
         let mut record = result_record((0, 1), 1, value);

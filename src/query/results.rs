@@ -132,7 +132,11 @@ impl ResultsQuery {
     fn rows(&self, window: Window, rooms: &Rooms) -> Result<Vec<Box<RawValue>>, serde_json::Error> {
         let mut found = Vec::new();
         for (room, rows) in rooms.iter() {
-            let is_room = |wanted: &Wanted| matches!(wanted, Wanted::Text(text) if text == room);
+            // A room is known by its text; one that is no text in the table, by its JSON.
+            let is_room = |wanted: &Wanted| match wanted {
+                Wanted::Text(text) => text == room,
+                other => other.is(room),
+            };
             if self.filters.get(COLUMN_ROOM).is_some_and(|wanted| !wanted.iter().any(is_room)) {
                 continue;
             }
@@ -414,6 +418,28 @@ mod tests {
         assert_eq!(starts(&store, &[("room", "c"), ("room", "a")]).0, [4, 2, 0]);
         assert_eq!(starts(&store, &[("window_end", &second(4))]).0, [2]);
         assert_eq!(starts(&store, &[("col.limit", "7")]).0, [0; 0]);
+    }
+
+    #[test]
+    fn a_room_that_is_a_number_is_found_by_its_value() {
+        let mut table = table();
+        table.columns[2].data_type = ColumnType::Bigint;
+        let store = ResultStore::new(&Settings::default());
+        store.begin(&Arc::new(table.clone()));
+        let rooms = [
+            serde_json::json!({"room": 7}),
+            serde_json::json!({"room": 8}),
+            serde_json::json!({"room": null}),
+        ];
+        for (offset, row) in (0..).zip(&rooms) {
+            store.apply("counts", 0, &[record(offset, 0, 1, row)], offset + 1);
+        }
+        let rows = |room: &str| {
+            let asked = ResultsQuery::parse(&table, &[("room".to_owned(), room.to_owned())]).unwrap();
+            let page = asked.page(&table, &store).unwrap().unwrap();
+            page.windows.iter().flat_map(|window| &window.rows).count()
+        };
+        assert_eq!((rows("7"), rows("8"), rows("9")), (1, 1, 0));
     }
 
     #[test]
