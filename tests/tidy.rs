@@ -55,7 +55,6 @@ const PURE: &[&str] = &[
     "src/publish/message",
     "src/publish/protocol",
     "src/publish/queue",
-    "src/publish/row",
     "src/publish/sequence",
     "src/simulate/crowd",
     "src/simulate/sse",
