@@ -6,7 +6,7 @@
 use std::io::Cursor;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, DictionaryArray, Int32Array, RecordBatch, StringArray};
+use arrow::array::{Array, ArrayRef, DictionaryArray, Int32Array, RecordBatch, StringArray, new_null_array};
 use arrow::datatypes::{DataType, Field, Int32Type, Schema};
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
@@ -55,10 +55,60 @@ pub fn encode(batch: &RecordBatch) -> Result<NewRecord, CodecError> {
 /// Decodes a record's value. `columns` are the places (in `table`'s order) that the caller needs; only those are
 /// decompressed. TEXT comes as Utf8 or as a dictionary of it, whichever the record holds.
 ///
+/// A record from before the table was changed has its columns at other places: they are found by name, and one that
+/// is not there is null.
+///
 /// # Errors
-/// When the value is no Arrow stream of one batch, or its columns are not the table's.
+/// When the value is no Arrow stream of one batch, or lacks a `NOT NULL` column, or has one of another type.
 pub fn decode(value: &Bytes, schema: &Schema, columns: &[usize]) -> Result<RecordBatch, CodecError> {
-    let mut reader = StreamReader::try_new(Cursor::new(value), Some(columns.to_vec())).map_err(damaged)?;
+    let mut reader = match StreamReader::try_new(Cursor::new(value), Some(columns.to_vec())) {
+        Ok(reader) if has_columns(&reader.schema(), schema, columns) => reader,
+        _ => return decode_by_name(value, schema, columns),
+    };
+    let batch = only_batch(&mut reader)?;
+    for (field, &place) in batch.schema().fields().iter().zip(columns) {
+        check_type(field, schema.field(place))?;
+    }
+    Ok(batch)
+}
+
+/// Whether a record's columns are those asked for, in that order.
+fn has_columns(stored: &Schema, schema: &Schema, columns: &[usize]) -> bool {
+    stored.fields().iter().map(|field| field.name()).eq(columns.iter().map(|&at| schema.field(at).name()))
+}
+
+/// Rare, so it may cost a second look at the record's schema.
+fn decode_by_name(value: &Bytes, schema: &Schema, columns: &[usize]) -> Result<RecordBatch, CodecError> {
+    let stored = StreamReader::try_new(Cursor::new(value), None).map_err(damaged)?.schema();
+    let places: Vec<Option<usize>> =
+        columns.iter().map(|&column| stored.index_of(schema.field(column).name()).ok()).collect();
+    let present = places.iter().flatten().copied().collect();
+    let mut reader = StreamReader::try_new(Cursor::new(value), Some(present)).map_err(damaged)?;
+    let batch = only_batch(&mut reader)?;
+    let mut found = batch.schema_ref().fields().iter().zip(batch.columns());
+    let (mut fields, mut arrays) = (Vec::with_capacity(columns.len()), Vec::with_capacity(columns.len()));
+    for (place, &column) in places.iter().zip(columns) {
+        let expected = schema.field(column);
+        match place.and_then(|_| found.next()) {
+            Some((field, array)) => {
+                check_type(field, expected)?;
+                fields.push(Arc::clone(field));
+                arrays.push(Arc::clone(array));
+            }
+            None if expected.is_nullable() => {
+                fields.push(Arc::new(expected.clone()));
+                arrays.push(new_null_array(expected.data_type(), batch.num_rows()));
+            }
+            None => {
+                let reason = format!("it has no column {}, which may not be null", expected.name());
+                return Err(CodecError::WrongSchema(reason));
+            }
+        }
+    }
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).map_err(damaged)
+}
+
+fn only_batch(reader: &mut StreamReader<Cursor<&Bytes>>) -> Result<RecordBatch, CodecError> {
     let batch = match reader.next() {
         Some(batch) => batch.map_err(damaged)?,
         None => return Err(CodecError::Damaged("it holds no batch".to_owned())),
@@ -66,22 +116,19 @@ pub fn decode(value: &Bytes, schema: &Schema, columns: &[usize]) -> Result<Recor
     if reader.next().is_some() {
         return Err(CodecError::Damaged("it holds more than one batch".to_owned()));
     }
-    for (field, &place) in batch.schema().fields().iter().zip(columns) {
-        let expected = schema.field(place);
-        let stored = match field.data_type() {
-            DataType::Dictionary(_, values) => values.as_ref(),
-            plain => plain,
-        };
-        if field.name() != expected.name() || stored != expected.data_type() {
-            return Err(CodecError::WrongSchema(format!(
-                "column {place} is {} {stored}, the table has {} {}",
-                field.name(),
-                expected.name(),
-                expected.data_type()
-            )));
-        }
-    }
     Ok(batch)
+}
+
+fn check_type(stored: &Field, expected: &Field) -> Result<(), CodecError> {
+    let plain = match stored.data_type() {
+        DataType::Dictionary(_, values) => values.as_ref(),
+        plain => plain,
+    };
+    if plain == expected.data_type() {
+        return Ok(());
+    }
+    let reason = format!("column {} is {plain}, the table has {}", stored.name(), expected.data_type());
+    Err(CodecError::WrongSchema(reason))
 }
 
 fn damaged(error: arrow::error::ArrowError) -> CodecError {
@@ -136,4 +183,63 @@ fn dictionary(text: &StringArray) -> Option<DictionaryArray<Int32Type>> {
     }
     let values = Arc::new(StringArray::from(values));
     DictionaryArray::try_new(Int32Array::from(keys), values).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn schema(columns: &[(&str, DataType, bool)]) -> Schema {
+        let field = |(name, data_type, nullable): &(&str, DataType, bool)| {
+            Field::new(*name, data_type.clone(), *nullable)
+        };
+        Schema::new(columns.iter().map(field).collect::<Vec<_>>())
+    }
+
+    /// A record of the columns `user` (text, the same in 20 rows) and `n`.
+    fn record() -> Bytes {
+        let before = schema(&[("user", DataType::Utf8, false), ("n", DataType::Int32, false)]);
+        let user: ArrayRef = Arc::new(StringArray::from(vec!["ada"; 20]));
+        let n: ArrayRef = Arc::new(Int32Array::from_iter_values(0..20));
+        encode(&RecordBatch::try_new(Arc::new(before), vec![user, n]).unwrap()).unwrap().value.unwrap()
+    }
+
+    #[test]
+    fn a_record_from_before_a_column_was_added_has_nulls_there() {
+        for after in [
+            [
+                ("country", DataType::Utf8, true),
+                ("user", DataType::Utf8, false),
+                ("n", DataType::Int32, false),
+            ],
+            [
+                ("user", DataType::Utf8, false),
+                ("country", DataType::Utf8, true),
+                ("n", DataType::Int32, false),
+            ],
+            [
+                ("user", DataType::Utf8, false),
+                ("n", DataType::Int32, false),
+                ("country", DataType::Utf8, true),
+            ],
+        ] {
+            let after = schema(&after);
+            let batch = decode(&record(), &after, &[0, 1, 2]).unwrap();
+            let names: Vec<_> = batch.schema().fields().iter().map(|field| field.name().clone()).collect();
+            let expected: Vec<_> = after.fields().iter().map(|field| field.name().clone()).collect();
+            assert_eq!((names, batch.num_rows()), (expected, 20));
+            let nulls = |name: &str| batch.column_by_name(name).unwrap().logical_null_count();
+            assert_eq!((nulls("country"), nulls("user"), nulls("n")), (20, 0, 0));
+        }
+    }
+
+    #[test]
+    fn a_column_that_may_not_be_null_or_is_of_another_type_is_not_made_up() {
+        let refused = |after: &[(&str, DataType, bool)], columns: &[usize]| {
+            decode(&record(), &schema(after), columns).unwrap_err().to_string()
+        };
+        let country = ("country", DataType::Utf8, false);
+        assert!(refused(&[country, ("n", DataType::Int32, false)], &[0, 1]).contains("no column country"));
+        assert!(refused(&[("n", DataType::Int64, false)], &[0]).contains("column n is Int32"));
+    }
 }

@@ -4,6 +4,7 @@
 //! Rows carry no timestamp, so the time of receipt is theirs, and the tables wait two seconds for rows on their way:
 //! here nothing may be late, crash or not. `EMOSTREAM_CRASH_SEED` chooses other moments.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use emostream::log::embedded::{self, EmbeddedLog};
 use emostream::log::failpoint::CRASH_AT;
+use emostream::log::kafka::{KafkaLog, KafkaSettings};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
@@ -20,6 +22,7 @@ use tokio::sync::watch;
 
 use crate::support::binary::{Running, emostream};
 use crate::support::books;
+use crate::support::kafka::Broker;
 use crate::support::load::{Ledger, Load, Outcome};
 use crate::support::viewer::Viewer;
 
@@ -87,9 +90,14 @@ impl Patient {
     }
 
     fn command(&self) -> Command {
+        self.role(&["up"])
+    }
+
+    /// `emostream` as that role.
+    fn role(&self, role: &[&str]) -> Command {
         let log = File::options().create(true).append(true).open(self.log_path()).unwrap();
         let mut command = emostream(self.dir.path());
-        command.args(&self.args).args(["--listen", "127.0.0.1:0"]).stderr(log);
+        command.args(role).args(&self.args).args(["--listen", "127.0.0.1:0"]).stderr(log);
         command
     }
 
@@ -111,15 +119,22 @@ impl Drop for Patient {
 
 /// Named points in a random order, each at one of its first hits, and random moments between them.
 fn ends(points: &[(&'static str, u32)], kills: usize) -> Vec<End> {
-    let seed = std::env::var("EMOSTREAM_CRASH_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20);
-    let mut random = StdRng::seed_from_u64(seed);
+    let mut random = seeded();
     let mut ends: Vec<End> =
         points.iter().map(|&(point, hits)| End::At(point, random.random_range(1..=hits))).collect();
-    let moment = |random: &mut StdRng| Duration::from_millis(random.random_range(0..2_500));
     ends.extend((0..kills).map(|_| End::Killed(moment(&mut random))));
     ends.push(End::Terminated(moment(&mut random)));
     ends.shuffle(&mut random);
     ends
+}
+
+fn seeded() -> StdRng {
+    let seed = std::env::var("EMOSTREAM_CRASH_SEED").ok().and_then(|seed| seed.parse().ok());
+    StdRng::seed_from_u64(seed.unwrap_or(20))
+}
+
+fn moment(random: &mut StdRng) -> Duration {
+    Duration::from_millis(random.random_range(0..2_500))
 }
 
 /// Runs it once to that end; `tell` says to everybody where it is meanwhile.
@@ -201,6 +216,7 @@ async fn close_books(process: &Running, ledger: &Ledger, viewer: &Viewer) -> (u6
     eprintln!("{} requests: {accepted} accepted, {unknown} with unknown outcome", ledger.len());
     let by_request = books::settle(process, "by_request", ledger).await;
     let shown = books::settle(process, "shown", ledger).await;
+    eprintln!("by_request: {by_request:?}; shown: {shown:?}");
     assert_eq!(by_request.accepted, shown.accepted);
     assert_eq!((by_request.filtered, by_request.counted), (0, by_request.accepted));
 
@@ -213,18 +229,23 @@ async fn close_books(process: &Running, ledger: &Ledger, viewer: &Viewer) -> (u6
     assert_eq!(hidden.map(|row| row["count"].as_u64().unwrap()).sum::<u64>(), shown.filtered);
 
     let sinks = [("by_request", requests.as_slice()), ("shown", sums.as_slice())];
-    until("every window is shown", || viewer.shown(|shown| books::is_shown(shown, &sinks))).await;
+    // Whether it is so in time or not: the check says what is missing.
+    is_soon(|| viewer.shown(|shown| books::is_shown(shown, &sinks))).await;
     viewer.shown(|shown| books::check_shown(shown, &sinks));
     (by_request.accepted, requests.iter().map(|window| window.rows.len()).sum())
 }
 
 async fn until(what: &str, is_so: impl Fn() -> bool) {
+    assert!(is_soon(is_so).await, "never: {what}");
+}
+
+async fn is_soon(is_so: impl Fn() -> bool) -> bool {
     let waiting = async {
         while !is_so() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), waiting).await.unwrap_or_else(|_| panic!("never: {what}"));
+    tokio::time::timeout(Duration::from_secs(60), waiting).await.is_ok()
 }
 
 async fn open(dir: &Path) -> std::sync::Arc<EmbeddedLog> {
@@ -249,7 +270,7 @@ async fn what_was_answered_202_is_counted_once_however_the_process_ends_on_the_e
         ("cluster.append.before", 6),
         ("cluster.append.after", 6),
     ];
-    let patient = Patient::new(&["up"]);
+    let patient = Patient::new(&[]);
     let mut survivor = survive(&patient, &ends(&points, 6)).await;
     assert_eq!(survivor.process.terminate().await, Some(0));
     let log = open(patient.dir.path()).await;
@@ -258,4 +279,95 @@ async fn what_was_answered_202_is_counted_once_however_the_process_ends_on_the_e
     books::check_sink_topic(log.as_ref(), "shown").await;
     assert!(books::check_live_topics(log.as_ref(), &["cluster-1", "cluster-2", "cluster-3"]).await > 0);
     assert!(survivor.ledger.len() > 500, "{} requests are no load", survivor.ledger.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_answered_202_is_counted_once_however_the_process_ends_on_kafka() {
+    let points = [
+        ("kafka.append.before", 30),
+        ("kafka.append.after", 30),
+        ("kafka.commit.before", 6),
+        ("kafka.commit.after_send", 6),
+        ("kafka.commit.after", 6),
+        ("engine.read", 60),
+        ("engine.hand_over", 6),
+        ("engine.commit.before", 4),
+        ("engine.commit.after", 4),
+        ("publish.commit.before", 4),
+        ("publish.commit.after", 4),
+        ("cluster.append.before", 6),
+        ("cluster.append.after", 6),
+    ];
+    let broker = Broker::start();
+    let patient = Patient::new(&["--kafka", &broker.address]);
+    let mut survivor = survive(&patient, &ends(&points, 4)).await;
+    assert_eq!(survivor.process.terminate().await, Some(0));
+    check_topics(&broker, survivor.rows, survivor.results, &["cluster-1", "cluster-2", "cluster-3"]).await;
+}
+
+/// What a committed reader finds on the broker.
+async fn check_topics(broker: &Broker, rows: u64, results: usize, clusters: &[&str]) {
+    let log = KafkaLog::connect(KafkaSettings::new(broker.address.clone())).await.unwrap();
+    assert_eq!(books::rows_in_log(log.as_ref(), "crash_reactions").await, rows);
+    assert_eq!(books::check_sink_topic(log.as_ref(), "by_request").await, results);
+    books::check_sink_topic(log.as_ref(), "shown").await;
+    assert!(books::check_live_topics(log.as_ref(), clusters).await > 0);
+}
+
+/// The engine first: the others learn the tables from what it writes.
+const ROLES: [&[&str]; 6] = [
+    &["engine"],
+    &["ingest"],
+    &["publish"],
+    &["cluster", "eu"],
+    &["subscribe", "--cluster", "eu"],
+    &["query"],
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_role_is_killed_once_and_the_others_and_the_books_do_not_suffer() {
+    let broker = Broker::start();
+    let patient = Patient::new(&["--kafka", &broker.address]);
+    let (tell_senders, ingest) = watch::channel(None);
+    let (tell_viewer, subscribe) = watch::channel(None);
+    let tell = |role: &[&str], address: Option<String>| match role[0] {
+        "ingest" => drop(tell_senders.send_replace(address)),
+        "subscribe" => drop(tell_viewer.send_replace(address)),
+        _ => {}
+    };
+    let mut running = BTreeMap::new();
+    let viewer = Viewer::start(subscribe, &ROOMS);
+    for role in ROLES {
+        let process = Running::start(&mut patient.role(role));
+        process.ready().await;
+        tell(role, Some(process.url("")));
+        running.insert(role[0], process);
+    }
+    let load = Load::start(&ingest, "/v1/tables/crash_reactions", &ROOMS);
+    until("windows are shown", || viewer.shown(|shown| shown.messages.len() > ROOMS.len())).await;
+
+    let mut random = seeded();
+    let mut order = ROLES;
+    order.shuffle(&mut random);
+    for role in order {
+        tokio::time::sleep(moment(&mut random)).await;
+        running.get_mut(role[0]).unwrap().kill();
+        tell(role, None);
+        let process = Running::start(&mut patient.role(role));
+        tell(role, Some(process.url("")));
+        running.insert(role[0], process);
+        let seen = viewer.shown(|shown| shown.messages.len());
+        let accepted = load.accepted();
+        until("senders and viewers go on", || {
+            load.accepted() > accepted + 10 && viewer.shown(|shown| shown.messages.len()) > seen + ROOMS.len()
+        })
+        .await;
+        eprintln!("{role:?} was killed");
+    }
+    let ledger = load.stop().await;
+    let (rows, results) = close_books(&running["query"], &ledger, &viewer).await;
+    for role in ROLES.iter().rev() {
+        assert_eq!(running.get_mut(role[0]).unwrap().terminate().await, Some(0), "{role:?}");
+    }
+    check_topics(&broker, rows, results, &["eu"]).await;
 }

@@ -23,6 +23,7 @@ use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::topic_partition_list::Offset;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::meta::{Counting, Meta, Place};
@@ -45,6 +46,8 @@ const PROBE: Duration = Duration::from_millis(500);
 /// What one reader and the thread tell each other.
 pub(super) struct Watch {
     place: Place,
+    /// Wakes the reader.
+    woken: Arc<Notify>,
     /// Whether the answer has to be fresh at any time.
     clocked: bool,
     state: Mutex<State>,
@@ -96,6 +99,12 @@ impl Watch {
         Some((proof.end, proof.before_ms))
     }
 
+    /// Up to where no record follows this position, if that was found. It stays so, however old the answer is.
+    pub(super) fn nothing_before(&self, position: i64) -> Option<i64> {
+        let state = locked(&self.state);
+        state.proof.filter(|proof| proof.position == position).map(|proof| proof.end)
+    }
+
     /// The position, when the reader is to be asked for now.
     fn wanted(&self, now: Instant) -> Option<i64> {
         let state = locked(&self.state);
@@ -124,6 +133,7 @@ impl Watch {
         if state.position == proof.position {
             state.found = true;
             state.proof = Some(proof);
+            self.woken.notify_one();
         }
     }
 }
@@ -152,10 +162,10 @@ impl Ends {
     }
 
     /// Follows a new reader.
-    pub(super) fn watch(&self, place: Place, position: i64) -> Arc<Watch> {
+    pub(super) fn watch(&self, place: Place, position: i64, woken: Arc<Notify>) -> Arc<Watch> {
         let clocked = !place.0.starts_with("emostream.");
         let state = Mutex::new(State { position, ..State::default() });
-        let watch = Arc::new(Watch { place, clocked, state });
+        let watch = Arc::new(Watch { place, woken, clocked, state });
         let mut shared = locked(&self.shared.0);
         shared.watches.retain(|watch| watch.strong_count() > 0);
         shared.watches.push(Arc::downgrade(&watch));
@@ -304,7 +314,8 @@ mod tests {
         let clocked = !topic.starts_with("emostream.");
         let until = Some(Instant::now() + Duration::from_secs(60));
         let state = State { position, waits_until: until, ..State::default() };
-        Watch { place: (topic.to_owned(), 0), clocked, state: Mutex::new(state) }
+        let place = (topic.to_owned(), 0);
+        Watch { place, woken: Arc::default(), clocked, state: Mutex::new(state) }
     }
 
     #[test]
@@ -334,6 +345,21 @@ mod tests {
         assert_eq!(watch.proof(7), None);
         watch.bridged(Proof { position: 7, end: 10, before_ms: 1002, asked: Instant::now() });
         assert_eq!(watch.proof(7), Some((10, 1002)));
+    }
+
+    #[test]
+    fn a_gap_without_records_stays_one_when_the_answer_is_old() {
+        let watch = watch("emostream.live", 7);
+        let long_ago = Instant::now().checked_sub(VALID).unwrap();
+        watch.bridged(Proof { position: 7, end: 10, before_ms: 1000, asked: long_ago });
+        assert_eq!(
+            (watch.proof(7), watch.nothing_before(7), watch.nothing_before(8)),
+            (None, Some(10), None)
+        );
+        watch.skipped(10);
+        assert_eq!(watch.nothing_before(10), Some(10));
+        watch.moved(11);
+        assert_eq!(watch.nothing_before(11), None);
     }
 
     #[test]

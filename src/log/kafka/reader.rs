@@ -65,7 +65,7 @@ impl KafkaReader {
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(topic, place.1, Offset::Offset(offset)).map_err(about)?;
         consumer.assign(&list).map_err(about)?;
-        let watch = ends.watch(place.clone(), offset);
+        let watch = ends.watch(place.clone(), offset, Arc::clone(&woken));
         Ok(Self {
             place,
             meta: Arc::clone(meta),
@@ -111,6 +111,18 @@ impl KafkaReader {
         records
     }
 
+    /// Moves on over offsets that hold transaction markers only. Whoever waits for a position is told at once.
+    fn pass_markers(&mut self) -> bool {
+        match self.watch.nothing_before(self.next) {
+            Some(end) if end > self.next => {
+                self.next = end;
+                self.watch.skipped(end);
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// Where the log starts, for a reader whose offset is not in it.
     async fn offset_gone(&self) -> LogError {
         let (meta, place) = (Arc::clone(&self.meta), self.place.clone());
@@ -149,16 +161,11 @@ impl Reader for KafkaReader {
             }
             let now = Instant::now();
             self.ends.waits(&self.watch, deadline.saturating_duration_since(now));
-            if now >= deadline || tokio::time::timeout_at(deadline, self.woken.notified()).await.is_err() {
-                let proof = self.watch.proof(self.next);
-                if let Some((end, _)) = proof
-                    && end > self.next
-                {
-                    // Only transaction markers were between.
-                    self.next = end;
-                    self.watch.skipped(end);
-                }
-                let complete_until_ms = proof.map(|(_, before_ms)| before_ms);
+            let is_over = self.pass_markers()
+                || now >= deadline
+                || tokio::time::timeout_at(deadline, self.woken.notified()).await.is_err();
+            if is_over {
+                let complete_until_ms = self.watch.proof(self.next).map(|(_, before_ms)| before_ms);
                 return Ok(ReadBatch { records: Vec::new(), next: self.next, complete_until_ms });
             }
         }

@@ -15,14 +15,10 @@ const AGAIN: Duration = Duration::from_millis(20);
 /// What a viewer was shown.
 #[derive(Debug, Default)]
 pub(crate) struct Shown {
-    /// In the order of arrival.
-    pub(crate) messages: Vec<LiveMessage>,
+    /// In the order of arrival, each with how many older ones of its table and room were left out before it.
+    pub(crate) messages: Vec<(LiveMessage, u64)>,
     /// How often it was told that messages may be missing.
     pub(crate) gaps: usize,
-    /// How many older windows it was told to have been left out.
-    pub(crate) skipped: u64,
-    /// Connections that brought at least one message.
-    pub(crate) connections: usize,
     /// What should not have come.
     pub(crate) wrong: Vec<String>,
     windows: BTreeSet<(String, String, i64, i64)>,
@@ -48,7 +44,6 @@ impl Shown {
             Err(error) => return self.wrong.push(format!("{error}: {data}")),
         };
         let skipped = serde_json::from_str::<serde_json::Value>(data).unwrap()["skipped"].as_u64();
-        self.skipped += skipped.unwrap_or_default();
         if id != Some(&message.id.to_string()) {
             self.wrong.push(format!("{} came as id {id:?}", message.id));
         }
@@ -59,16 +54,11 @@ impl Shown {
         if !self.windows.insert((table.clone(), room.clone(), window.start, window.end)) {
             self.wrong.push(format!("twice: {table} {room} {window:?}"));
         }
-        self.messages.push(message);
+        self.messages.push((message, skipped.unwrap_or_default()));
     }
 
     fn last_id(&self) -> Option<LiveId> {
-        self.messages.last().map(|message| message.id)
-    }
-
-    /// Table, room, start and end of every window shown.
-    pub(crate) fn windows(&self) -> &BTreeSet<(String, String, i64, i64)> {
-        &self.windows
+        self.messages.last().map(|(message, _)| message.id)
     }
 }
 
@@ -118,14 +108,11 @@ async fn watch_once(client: &reqwest::Client, url: &str, shown: &Mutex<Shown>) {
     }
     let mut stream = answer.bytes_stream();
     let mut text = Vec::new();
-    let mut is_first = true;
     while let Some(Ok(bytes)) = stream.next().await {
         text.extend_from_slice(&bytes);
         while let Some(end) = text.windows(2).position(|two| two == b"\n\n") {
             let event: Vec<u8> = text.drain(..end + 2).collect();
-            let mut shown = shown.lock().unwrap();
-            shown.take(&String::from_utf8_lossy(&event));
-            shown.connections += usize::from(std::mem::take(&mut is_first));
+            shown.lock().unwrap().take(&String::from_utf8_lossy(&event));
         }
     }
 }
