@@ -72,20 +72,25 @@ async fn next_message(stream: &mut Response, text: &mut String) -> (LiveMessage,
 
 /// A `curl` line of the README as a request to `process` instead.
 fn curl(process: &Running, line: &str) -> reqwest::RequestBuilder {
-    let (mut url, mut body) = (None, None);
+    let (mut url, mut body, mut headers) = (None, None, Vec::new());
     let mut words = shell_words(line).into_iter().skip(1);
     while let Some(word) = words.next() {
         match word.as_str() {
             "-N" => {}
-            "--json" => body = words.next(),
+            "-d" => body = words.next(),
+            "-H" => headers.extend(words.next()),
             _ => url = word.strip_prefix("http://127.0.0.1:8080").map(|path| process.url(path)),
         }
     }
     let url = url.unwrap_or_else(|| panic!("no address in {line}"));
-    match body {
-        Some(body) => Client::new().post(url).header("content-type", "application/json").body(body),
+    let request = match body {
+        Some(body) => Client::new().post(url).body(body),
         None => Client::new().get(url),
-    }
+    };
+    headers.iter().fold(request, |request, header| {
+        let (name, value) = header.split_once(": ").expect("a header");
+        request.header(name, value)
+    })
 }
 
 /// Words and 'quoted words', as the README writes them.
