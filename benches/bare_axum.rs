@@ -41,5 +41,6 @@ async fn main() -> std::io::Result<()> {
     let listen = std::env::args().find_map(|argument| argument.strip_prefix("listen=").map(str::to_owned));
     let listener = tokio::net::TcpListener::bind(listen.as_deref().unwrap_or("127.0.0.1:8090")).await?;
     eprintln!("bare axum at {}", listener.local_addr()?);
-    axum::serve(listener, Router::new().route("/emoji", post(take)).route("/v1/tables/reactions", post(take))).await
+    axum::serve(listener, Router::new().route("/emoji", post(take)).route("/v1/tables/reactions", post(take)))
+        .await
 }

@@ -225,6 +225,8 @@ impl RunningQuery {
             let resume = position.resume;
             readers.spawn(async move { read_partition(&shared, &run, partition, resume, &stop).await });
         }
+        let (shared, observed, stopped) = (Arc::clone(&self.shared), Arc::clone(&run), stop.clone());
+        readers.spawn(async move { observe_lag(&shared, &observed, &stopped).await });
         let committing = self.close_and_commit(&run, &start, writer, &stop);
         tokio::pin!(committing);
         loop {
@@ -463,6 +465,21 @@ async fn read_checkpoint(log: &dyn Log, query: &str) -> Result<Option<Checkpoint
 
 async fn describe(log: &dyn Log, topic: &str) -> Result<Vec<PartitionRange>, LogError> {
     log.describe(topic).await?.ok_or_else(|| LogError::UnknownTopic(topic.to_owned()))
+}
+
+/// Tells every few seconds how many records are not read yet.
+async fn observe_lag(shared: &Shared, run: &Run, stop: &CancellationToken) -> Result<(), Failure> {
+    loop {
+        // A log that does not answer is no reason to stop: the readers will say so.
+        if let Ok(Some(ranges)) = shared.log.describe(&run.query.source.topic).await {
+            let gauge = metrics::gauge!("emostream_engine_lag_records", "query" => run.query.name.clone());
+            gauge.set(run.lag(&ranges) as f64);
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(COMMIT_EVERY) => {}
+        }
+    }
 }
 
 /// Metrics of one commit.
