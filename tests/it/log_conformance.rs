@@ -318,8 +318,8 @@ pub(crate) async fn a_trim_removes_what_is_below(log: Arc<dyn Log>) {
     assert!(offset >= end, "{offset} after {end}");
 }
 
-/// Whoever was told that all up to a time was returned gets no record stamped before it any more. `from_call`: not
-/// even one whose append was called before it.
+/// Whoever was told that all up to a time was returned gets no record any more whose append was answered before it.
+/// `from_call`: none that was stamped before it, and not even one whose append was called before it.
 pub(crate) async fn a_proof_of_completeness_holds(log: Arc<dyn Log>, from_call: bool) {
     const WRITERS: usize = 3;
     const EACH: usize = 60;
@@ -332,21 +332,27 @@ pub(crate) async fn a_proof_of_completeness_holds(log: Arc<dyn Log>, from_call: 
     for writer in 0..WRITERS {
         let (log, name) = (Arc::clone(&log), name.clone());
         writing.spawn(async move {
+            let mut answered = Vec::with_capacity(EACH);
             for n in 0..EACH {
                 let called_ms = clock::wall_ms();
-                log.append(&name, 0, vec![record(called_ms)]).await.unwrap();
+                let offset = log.append(&name, 0, vec![record(called_ms)]).await.unwrap();
+                answered.push((offset, clock::wall_ms()));
                 // Gaps, in which the end is reached.
                 tokio::time::sleep(Duration::from_millis(((n + writer) % 5) as u64)).await;
             }
+            answered
         });
     }
     let (mut seen, mut proven_ms, mut proofs) = (0, before_ms, 0);
+    let mut proven_at = std::collections::BTreeMap::new();
     let deadline = Instant::now() + LIMIT;
     while seen < WRITERS * EACH {
         assert!(Instant::now() < deadline, "{seen} records");
         let batch = reader.read(SOME, Duration::from_micros(500)).await.unwrap();
         for record in &batch.records {
-            assert!(record.timestamp_ms >= proven_ms, "stamped {} after {proven_ms}", record.timestamp_ms);
+            let stamped_ms = record.timestamp_ms;
+            assert!(!from_call || stamped_ms >= proven_ms, "stamped {stamped_ms} after {proven_ms}");
+            proven_at.insert(record.offset, proven_ms);
             let called_ms: i64 = texts(std::slice::from_ref(record))[0].parse().unwrap();
             assert!(!from_call || called_ms >= proven_ms, "called {called_ms} after {proven_ms}");
         }
@@ -354,7 +360,10 @@ pub(crate) async fn a_proof_of_completeness_holds(log: Arc<dyn Log>, from_call: 
         proofs += usize::from(batch.complete_until_ms.is_some());
         proven_ms = proven_ms.max(batch.complete_until_ms.unwrap_or(0));
     }
-    writing.join_all().await;
+    for (offset, answered_ms) in writing.join_all().await.into_iter().flatten() {
+        let proven_ms = proven_at[&offset];
+        assert!(answered_ms >= proven_ms, "{offset} was answered at {answered_ms}, before {proven_ms}");
+    }
     assert!(!from_call || proofs > 0, "the end was never reached");
     proof_since(&mut *reader, clock::wall_ms()).await;
 }

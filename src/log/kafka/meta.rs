@@ -23,6 +23,9 @@ use crate::log::{LogError, PartitionRange};
 /// How long a question may take.
 pub(super) const ANSWER: Duration = Duration::from_secs(5);
 
+/// How long open transactions are waited for when the ends of partitions are asked for.
+const DECIDED: Duration = Duration::from_secs(1);
+
 /// How long new word of the leaders may take, and how often it is asked for.
 const REFRESH: Duration = Duration::from_millis(250);
 
@@ -128,7 +131,7 @@ impl Meta {
         let count = i32::try_from(count).unwrap_or(i32::MAX);
         let places: BTreeSet<Place> = (0..count).map(|partition| (topic.to_owned(), partition)).collect();
         let starts = self.starts(&places).map_err(|error| failed(topic, &error))?;
-        let ends = self.ends(&places, Counting::Stable, ANSWER).map_err(|error| failed(topic, &error))?;
+        let ends = self.decided(&places).map_err(|error| failed(topic, &error))?;
         let range = |place: &Place| {
             let (start, end) = (starts.get(place).copied(), ends.get(place).copied());
             match (start, end) {
@@ -140,6 +143,22 @@ impl Meta {
             }
         };
         places.iter().map(range).collect::<Result<Vec<_>, _>>().map(Some)
+    }
+
+    /// The last stable offsets. A commit is answered before its markers stand in the partitions, so that one's own
+    /// records may lie behind them for a moment: open transactions are waited for, briefly, for others' may stay open.
+    fn decided(&self, places: &BTreeSet<Place>) -> KafkaResult<HashMap<Place, i64>> {
+        let all = self.ends(places, Counting::All, ANSWER)?;
+        let begun = Instant::now();
+        loop {
+            let stable = self.ends(places, Counting::Stable, ANSWER)?;
+            let caught_up =
+                all.iter().all(|(place, end)| stable.get(place).is_some_and(|stable| stable >= end));
+            if caught_up || begun.elapsed() > DECIDED {
+                return Ok(stable);
+            }
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
     }
 
     /// Where partitions begin; those about which the brokers gave no answer are missing.

@@ -4,6 +4,8 @@
 //!   whose `transactional.id` fences earlier ones ([`writer`]).
 //! - Readers see committed records only ([`reader`]) and get proof of having reached the end from a thread that asks the
 //!   brokers ([`ends`]).
+//! - A commit is durable when it is answered, and seen by readers when its markers are written, a moment later.
+//!   [`Log::latest`] and [`Log::describe`] wait for them.
 //! - What blocks runs on the runtime's blocking threads.
 
 mod append;
