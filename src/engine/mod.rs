@@ -15,6 +15,7 @@ mod above;
 mod aggregate;
 pub mod closing;
 pub mod compile;
+mod defaults;
 mod expression;
 mod groups;
 pub mod partition;

@@ -12,6 +12,7 @@ use datafusion::common::Result;
 
 use super::aggregate::Pane;
 use super::compile::CompiledQuery;
+use super::defaults::default_value;
 use super::expression::Rows;
 use super::groups::Scratch;
 use super::watermark::Watermark;
@@ -198,7 +199,9 @@ impl Partition {
         let Some(value) = &record.value else {
             return Err(codec::CodecError::Damaged("the record has no value".to_owned()));
         };
-        let batch = codec::decode(value, &query.schema, &query.columns)?;
+        let batch = codec::decode_or_fill(value, &query.schema, &query.columns, |place| {
+            query.source.columns.get(place).and_then(|column| default_value(column, record.timestamp_ms))
+        })?;
         if declared.is_some_and(|declared| declared != batch.num_rows() as u64) {
             return Err(codec::CodecError::Damaged("its row count is not that of its header".to_owned()));
         }

@@ -11,6 +11,7 @@ use arrow::datatypes::{DataType, Field, Int32Type, Schema};
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
 use bytes::Bytes;
+use datafusion::common::ScalarValue;
 use hashbrown::HashMap;
 
 use super::{ARROW_STREAM, HEADER_CONTENT_TYPE, HEADER_ROWS, NewRecord};
@@ -61,9 +62,22 @@ pub fn encode(batch: &RecordBatch) -> Result<NewRecord, CodecError> {
 /// # Errors
 /// When the value is no Arrow stream of one batch, or lacks a `NOT NULL` column, or has one of another type.
 pub fn decode(value: &Bytes, schema: &Schema, columns: &[usize]) -> Result<RecordBatch, CodecError> {
+    decode_or_fill(value, schema, columns, |_| None)
+}
+
+/// As [`decode`]; a column that the record does not have is filled with what `default` says of its place.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_or_fill(
+    value: &Bytes,
+    schema: &Schema,
+    columns: &[usize],
+    default: impl Fn(usize) -> Option<ScalarValue>,
+) -> Result<RecordBatch, CodecError> {
     let mut reader = match StreamReader::try_new(Cursor::new(value), Some(columns.to_vec())) {
         Ok(reader) if has_columns(&reader.schema(), schema, columns) => reader,
-        _ => return decode_by_name(value, schema, columns),
+        _ => return decode_by_name(value, schema, columns, default),
     };
     let batch = only_batch(&mut reader)?;
     for (field, &place) in batch.schema().fields().iter().zip(columns) {
@@ -78,7 +92,12 @@ fn has_columns(stored: &Schema, schema: &Schema, columns: &[usize]) -> bool {
 }
 
 /// Rare, so it may cost a second look at the record's schema.
-fn decode_by_name(value: &Bytes, schema: &Schema, columns: &[usize]) -> Result<RecordBatch, CodecError> {
+fn decode_by_name(
+    value: &Bytes,
+    schema: &Schema,
+    columns: &[usize],
+    default: impl Fn(usize) -> Option<ScalarValue>,
+) -> Result<RecordBatch, CodecError> {
     let stored = StreamReader::try_new(Cursor::new(value), None).map_err(damaged)?.schema();
     let places: Vec<Option<usize>> =
         columns.iter().map(|&column| stored.index_of(schema.field(column).name()).ok()).collect();
@@ -95,17 +114,28 @@ fn decode_by_name(value: &Bytes, schema: &Schema, columns: &[usize]) -> Result<R
                 fields.push(Arc::clone(field));
                 arrays.push(Arc::clone(array));
             }
-            None if expected.is_nullable() => {
-                fields.push(Arc::new(expected.clone()));
-                arrays.push(new_null_array(expected.data_type(), batch.num_rows()));
-            }
             None => {
-                let reason = format!("it has no column {}, which may not be null", expected.name());
-                return Err(CodecError::WrongSchema(reason));
+                fields.push(Arc::new(expected.clone()));
+                arrays.push(absent(expected, default(column), batch.num_rows())?);
             }
         }
     }
     RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).map_err(damaged)
+}
+
+/// A column that was added after the record was written.
+fn absent(field: &Field, default: Option<ScalarValue>, rows: usize) -> Result<ArrayRef, CodecError> {
+    match default {
+        Some(default) => {
+            default.to_array_of_size(rows).map_err(|error| CodecError::WrongSchema(error.to_string()))
+        }
+        None if field.is_nullable() => Ok(new_null_array(field.data_type(), rows)),
+        None => {
+            let reason =
+                format!("it has no column {}, which may not be null and has no default", field.name());
+            Err(CodecError::WrongSchema(reason))
+        }
+    }
 }
 
 fn only_batch(reader: &mut StreamReader<Cursor<&Bytes>>) -> Result<RecordBatch, CodecError> {

@@ -385,3 +385,28 @@ fn a_column_added_to_the_ddl_can_be_grouped_by() {
     assert_eq!(query.source.columns.len(), 5);
     assert_eq!(query.sink.columns[4].name, "country");
 }
+
+#[test]
+fn rows_from_before_a_column_was_added_have_its_default() {
+    let mut before = Stage::new(compile(TABLES, EMOJI_COUNTS), 1);
+    before.append(0, &[("u".to_owned(), "a".to_owned(), "main".to_owned(), 2_500)], 2_500);
+    let tables = TABLES
+        .replace(
+            "user_id    TEXT NOT NULL,",
+            "country TEXT NOT NULL DEFAULT 'xx', weight INT DEFAULT 3, user_id TEXT NOT NULL,",
+        )
+        .replace(
+            "room TEXT, emoji_type TEXT, count",
+            "room TEXT, emoji_type TEXT, country TEXT, weight INT, count",
+        );
+    let sql = EMOJI_COUNTS.replace("emoji_type", "emoji_type, country, weight");
+    let mut after = Stage::new(compile(&tables, &sql), 1);
+    after.log = before.log;
+    after.read_all();
+    after.end(4_500);
+    assert_eq!(after.emitted.len(), 1);
+    assert_eq!(
+        (&after.emitted[0]["country"], &after.emitted[0]["weight"]),
+        (&Value::from("xx"), &Value::from(3))
+    );
+}
