@@ -12,15 +12,13 @@ use datafusion::common::{DataFusionError, Result, internal_err};
 use serde_json::{Map, Value};
 
 use super::closing::ClosedWindow;
+use crate::log::result_row::COLUMN_ROOM;
 use crate::log::{
     HEADER_FINAL, HEADER_REVISION, HEADER_WINDOW_END, HEADER_WINDOW_ROWS, HEADER_WINDOW_START, NewRecord,
 };
 use crate::reaction::live::DEFAULT_ROOM;
 use crate::reaction::table::Table;
 use crate::reaction::time::format_rfc3339;
-
-/// The column that says which room a result belongs to.
-const ROOM_COLUMN: &str = "room";
 
 /// The records of one window: partition and record, in the rows' order. Rows with the same `'sink.key_field'` go to
 /// the same partition, those of a sink without one to partition 0.
@@ -57,7 +55,7 @@ pub fn records(sink: &Table, partitions: u32, closed: &ClosedWindow) -> Result<V
 }
 
 fn room_of(row: &Map<String, Value>) -> String {
-    row.get(ROOM_COLUMN).filter(|room| !room.is_null()).map_or_else(|| DEFAULT_ROOM.to_owned(), text_of)
+    row.get(COLUMN_ROOM).filter(|room| !room.is_null()).map_or_else(|| DEFAULT_ROOM.to_owned(), text_of)
 }
 
 fn text_of(value: &Value) -> String {

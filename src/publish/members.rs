@@ -4,7 +4,7 @@
 //! process writes the heartbeats of all its members with one append.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
+use super::hub::lock;
 use crate::clock;
 use crate::log::program::system_topics;
 use crate::log::{Log, LogError, NewRecord, Record, TOPIC_MEMBERS};
@@ -296,10 +297,6 @@ pub(super) fn per_second(delta: u64, since: Duration) -> f64 {
     let seconds = since.as_secs_f64();
     #[allow(clippy::cast_precision_loss)] // a rate for people to read
     if seconds > 0.0 { (delta as f64 / seconds * 10.0).round() / 10.0 } else { 0.0 }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
