@@ -3,6 +3,7 @@
 //! Pure: no async, no clock, no I/O, and no knowledge of any stage or log.
 
 pub mod checkpoint;
+pub mod emoji;
 pub mod figures;
 pub mod live;
 pub mod schema;

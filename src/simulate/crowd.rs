@@ -10,8 +10,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rand_distr::weighted::WeightedAliasIndex;
 
-/// Emoji frequencies: see `NOTICE`.
-const FREQUENCIES: &str = include_str!("emojis.csv");
+use crate::reaction::emoji;
 
 /// What a crowd sends when something has just happened, with weights.
 const CELEBRATION: &[(&str, u32)] = &[
@@ -99,15 +98,16 @@ impl Crowd {
             Shape::Match => stirs(duration_s, &mut StdRng::seed_from_u64(seed)),
         };
         let (due, hum) = tabulate(&stirs, rate, duration_s);
-        let mut frequencies = parse_frequencies(FREQUENCIES)?;
-        let everyday = WeightedAliasIndex::new(frequencies.iter().map(|(_, weight)| *weight).collect())
+        let frequencies = emoji::ranking();
+        let everyday = WeightedAliasIndex::new(frequencies.iter().map(|ranked| ranked.occurrences).collect())
             .map_err(|error| error.to_string())?;
         let of = |emoji: &str| {
             CELEBRATION.iter().find(|(name, _)| *name == emoji).map_or(0, |(_, weight)| *weight)
         };
-        let celebration = WeightedAliasIndex::new(frequencies.iter().map(|(emoji, _)| of(emoji)).collect())
-            .map_err(|error| error.to_string())?;
-        let emojis = frequencies.drain(..).map(|(emoji, _)| emoji).collect();
+        let celebration =
+            WeightedAliasIndex::new(frequencies.iter().map(|ranked| of(ranked.emoji)).collect())
+                .map_err(|error| error.to_string())?;
+        let emojis = frequencies.iter().map(|ranked| ranked.emoji).collect();
         Ok(Self { step_s: duration_s / (due.len() - 1) as f64, due, hum, emojis, everyday, celebration })
     }
 
@@ -177,16 +177,6 @@ pub struct Intent {
     pub at: Duration,
     /// How many reactions.
     pub rows: u64,
-}
-
-fn parse_frequencies(text: &'static str) -> Result<Vec<(&'static str, u32)>, String> {
-    let rows = text.lines().filter(|line| !line.starts_with('#')).skip(1);
-    rows.map(|row| {
-        let (emoji, occurrences) =
-            row.split_once(',').ok_or_else(|| format!("emojis.csv: no comma in '{row}'"))?;
-        Ok((emoji, occurrences.parse().map_err(|_| format!("emojis.csv: no number in '{row}'"))?))
-    })
-    .collect()
 }
 
 /// The waves and goals of a match of that length.
@@ -338,9 +328,9 @@ mod tests {
             counts
         };
         let share_of = |emoji: &str| {
-            let all = parse_frequencies(FREQUENCIES).unwrap();
-            let total: u32 = all.iter().map(|(_, weight)| weight).sum();
-            f64::from(all.iter().find(|(name, _)| *name == emoji).unwrap().1) / f64::from(total)
+            let all = emoji::ranking();
+            let total: u32 = all.iter().map(|ranked| ranked.occurrences).sum();
+            f64::from(all.iter().find(|ranked| ranked.emoji == emoji).unwrap().occurrences) / f64::from(total)
         };
         let everyday = count(0.0);
         for emoji in ["😂", "❤", "🙏"] {

@@ -12,7 +12,7 @@ use datafusion::sql::sqlparser::tokenizer::Span;
 
 use super::catalog::normalized;
 use super::diagnostic::Finding;
-use super::functions::{LATER_FUNCTIONS, LATER_WINDOWS, TUMBLE};
+use super::functions::{LATER_WINDOWS, TUMBLE};
 use super::planner::{Planner, Relation};
 use crate::reaction::table::TableKind;
 
@@ -118,8 +118,6 @@ impl Checks<'_> {
         } else if LATER_WINDOWS.contains(&name.as_str()) {
             let help = "write tumble(INTERVAL '2 seconds')";
             self.refuse(at, format!("window call '{name}' is not supported yet"), help);
-        } else if LATER_FUNCTIONS.contains(&name.as_str()) {
-            self.checked.findings.push(Finding::error(at, format!("function '{name}' is not supported yet")));
         } else if let Some(scalar) = functions.scalar.get(&name)
             && scalar.signature().volatility != Volatility::Immutable
         {

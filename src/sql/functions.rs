@@ -22,9 +22,6 @@ pub(crate) const TUMBLE: &str = "tumble";
 /// Window calls of the dialect that are still to come.
 pub(crate) const LATER_WINDOWS: [&str; 2] = ["hop", "session"];
 
-/// Functions of the dialect that are still to come.
-pub(crate) const LATER_FUNCTIONS: [&str; 4] = ["emoji_base", "emoji_name", "emoji_group", "emoji_sentiment"];
-
 /// The type of a window: `struct<start TIMESTAMP, end TIMESTAMP>`, never null.
 pub fn window_type() -> DataType {
     let instant = || DataType::Timestamp(TimeUnit::Nanosecond, None);
@@ -44,7 +41,7 @@ pub(crate) struct Functions {
 }
 
 impl Functions {
-    /// DataFusion's functions and `tumble`.
+    /// DataFusion's functions, `tumble`, and those of emojis.
     pub(crate) fn new() -> Self {
         let mut scalar = HashMap::new();
         for function in SessionStateDefaults::default_scalar_functions() {
@@ -52,6 +49,9 @@ impl Functions {
         }
         let tumble = Arc::new(ScalarUDF::from(Tumble { signature: Signature::any(1, Volatility::Volatile) }));
         scalar.insert(TUMBLE.to_owned(), tumble);
+        for function in super::emoji::functions() {
+            scalar.insert(function.name().to_owned(), Arc::new(function));
+        }
         let mut higher_order = HashMap::new();
         for function in SessionStateDefaults::default_higher_order_functions() {
             insert(&mut higher_order, function.name().to_owned(), function.aliases().to_vec(), &function);

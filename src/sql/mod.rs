@@ -12,6 +12,7 @@ mod catalog;
 mod checks;
 pub mod cut;
 pub mod diagnostic;
+mod emoji;
 mod errors;
 pub mod files;
 pub mod functions;
