@@ -4,8 +4,7 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::array::{Array, ArrayRef, RecordBatch};
-use arrow::util::display::{ArrayFormatter, FormatOptions};
+use arrow::array::RecordBatch;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use reqwest::Url;
@@ -16,9 +15,11 @@ use super::{Failure, logs, process};
 use crate::config::LogKind;
 use crate::log::program;
 use crate::log::{Log, LogError, Reader, Record, codec};
+use crate::reaction::json::json_value;
 use crate::reaction::live::LiveMessage;
-use crate::reaction::table::{ColumnType, Format, Table};
-use crate::reaction::time::{format_rfc3339, parse_rfc3339};
+use crate::reaction::schema::record_schema;
+use crate::reaction::table::{Format, Table};
+use crate::reaction::time::format_rfc3339;
 
 /// The most bytes one read brings.
 const READ_BYTES: usize = 1 << 20;
@@ -162,45 +163,30 @@ fn rows_of(table: &Table, record: &Record) -> Result<Vec<Map<String, Value>>, St
     match table.format {
         Format::Json => serde_json::from_slice(value).map(|row| vec![row]).map_err(|error| error.to_string()),
         Format::Arrow => {
-            let columns: Vec<usize> = (0..table.columns.len()).collect();
-            let batch =
-                codec::decode(value, &codec::arrow_schema(table), &columns).map_err(|e| e.to_string())?;
-            batch_rows(table, &batch).map_err(|error| error.to_string())
+            let schema = record_schema(table);
+            let columns: Vec<usize> = (0..schema.fields().len()).collect();
+            let batch = codec::decode(value, &schema, &columns).map_err(|e| e.to_string())?;
+            batch_rows(table, &batch)
+        }
+        Format::RawString => {
+            let text = Value::from(String::from_utf8_lossy(value));
+            Ok(table
+                .record_columns()
+                .map(|column| Map::from_iter([(column.name.clone(), text.clone())]))
+                .collect())
         }
     }
 }
 
-fn batch_rows(
-    table: &Table,
-    batch: &RecordBatch,
-) -> Result<Vec<Map<String, Value>>, arrow::error::ArrowError> {
+fn batch_rows(table: &Table, batch: &RecordBatch) -> Result<Vec<Map<String, Value>>, String> {
     let mut rows = vec![Map::new(); batch.num_rows()];
-    let options = FormatOptions::new();
-    for (column, values) in table.columns.iter().zip(batch.columns()) {
-        let texts = ArrayFormatter::try_new(values.as_ref(), &options)?;
+    for (column, values) in table.record_columns().zip(batch.columns()) {
         for (n, row) in rows.iter_mut().enumerate() {
-            let value = if is_null(values, n) {
-                Value::Null
-            } else {
-                json_value(column.data_type, texts.value(n).try_to_string()?)
-            };
+            let value = json_value(values, n).ok_or_else(|| format!("{} has no JSON form", column.name))?;
             row.insert(column.name.clone(), value);
         }
     }
     Ok(rows)
-}
-
-/// Also where the value that a dictionary's key points at is null.
-fn is_null(values: &ArrayRef, n: usize) -> bool {
-    values.logical_nulls().is_some_and(|nulls| nulls.is_null(n))
-}
-
-fn json_value(data_type: ColumnType, text: String) -> Value {
-    match data_type {
-        ColumnType::Text => Value::String(text),
-        ColumnType::Timestamp => Value::String(parse_rfc3339(&text).map(format_rfc3339).unwrap_or(text)),
-        _ => serde_json::from_str(&text).unwrap_or(Value::String(text)),
-    }
 }
 
 /// The rows of every closed window, as a viewer gets them.
@@ -261,10 +247,10 @@ fn live_rows(message: LiveMessage) -> Vec<Map<String, Value>> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use arrow::array::{BooleanArray, Int64Array, StringArray, TimestampNanosecondArray};
+    use arrow::array::{ArrayRef, BooleanArray, Int64Array, StringArray, TimestampNanosecondArray};
 
     use super::*;
-    use crate::reaction::table::{Column, TableKind};
+    use crate::reaction::table::{Column, ColumnSource, ColumnType, TableKind, TableOptions};
 
     #[test]
     fn an_arrow_record_is_printed_as_json_rows() {
@@ -274,6 +260,7 @@ mod tests {
             data_type,
             nullable: true,
             default: None,
+            source: ColumnSource::Record,
         };
         let table = Table {
             name: "t".to_owned(),
@@ -284,6 +271,7 @@ mod tests {
             watermark: None,
             key_field: None,
             options: BTreeMap::new(),
+            with: TableOptions::default(),
         };
         let texts: Vec<Option<&str>> = (0..20).map(|n| (n != 1).then_some("😀 \"x\"")).collect();
         let columns: Vec<ArrayRef> = vec![

@@ -12,7 +12,7 @@ use datafusion::common::Result;
 
 use super::aggregate::Pane;
 use super::compile::CompiledQuery;
-use super::defaults::default_value;
+use super::defaults::read_record;
 use super::expression::Rows;
 use super::groups::Scratch;
 use super::watermark::Watermark;
@@ -61,6 +61,7 @@ pub struct HandOver {
 pub struct Partition {
     query: Arc<CompiledQuery>,
     rules: TimeRules,
+    number: u32,
     /// Records below are already accounted: they only fill panes again.
     accounted_to: i64,
 
@@ -82,6 +83,7 @@ impl Partition {
             watermark: Watermark::new(query.delay_ns, from.watermark),
             query,
             rules,
+            number: 0,
             accounted_to: from.seen,
             closed_to: emitted,
             next: from.resume,
@@ -90,6 +92,12 @@ impl Partition {
             account: Account::default(),
             scratch: Scratch::default(),
         }
+    }
+
+    /// The same as partition `number` of its topic, for `METADATA FROM 'partition'`.
+    #[must_use]
+    pub fn numbered(self, number: u32) -> Self {
+        Self { number, ..self }
     }
 
     /// The offset after the last record taken in.
@@ -196,12 +204,7 @@ impl Partition {
 
     fn decode(&self, record: &Record, declared: Option<u64>) -> std::result::Result<Rows, codec::CodecError> {
         let query = &self.query;
-        let Some(value) = &record.value else {
-            return Err(codec::CodecError::Damaged("the record has no value".to_owned()));
-        };
-        let batch = codec::decode_or_fill(value, &query.schema, &query.columns, |place| {
-            query.source.columns.get(place).and_then(|column| default_value(column, record.timestamp_ms))
-        })?;
+        let batch = read_record(&query.source, &query.schema, &query.columns, record, self.number)?;
         if declared.is_some_and(|declared| declared != batch.num_rows() as u64) {
             return Err(codec::CodecError::Damaged("its row count is not that of its header".to_owned()));
         }

@@ -87,8 +87,10 @@ impl Run {
         start: &Start,
         hold_until_ms: i64,
     ) -> Self {
-        let lane = |position: &Position| Lane {
-            partition: Mutex::new(Partition::new(Arc::clone(&query), rules, *position, start.emitted)),
+        let lane = |(number, position): (u32, &Position)| Lane {
+            partition: Mutex::new(
+                Partition::new(Arc::clone(&query), rules, *position, start.emitted).numbered(number),
+            ),
             accounted_to: position.seen,
             next: AtomicI64::new(position.resume),
             watermark: AtomicI64::new(position.watermark.unwrap_or(NONE)),
@@ -97,7 +99,7 @@ impl Run {
         };
         let closer = Closer::new(Arc::clone(&query), version, start);
         Self {
-            lanes: start.positions.iter().map(lane).collect(),
+            lanes: (0..).zip(&start.positions).map(lane).collect(),
             closing: Mutex::new(Closing { committed: closer.counted(), closer }),
             gap: start.gap,
             query,

@@ -2,11 +2,7 @@
 
 use std::collections::HashMap;
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
-use arrow::datatypes::{
-    DataType, Float32Type, Float64Type, Int32Type, Int64Type, TimeUnit, TimestampNanosecondType, UInt32Type,
-    UInt64Type,
-};
+use arrow::array::RecordBatch;
 use bytes::Bytes;
 use datafusion::common::{DataFusionError, Result, internal_err};
 use serde_json::{Map, Value};
@@ -16,6 +12,7 @@ use crate::log::result_row::COLUMN_ROOM;
 use crate::log::{
     HEADER_FINAL, HEADER_REVISION, HEADER_WINDOW_END, HEADER_WINDOW_ROWS, HEADER_WINDOW_START, NewRecord,
 };
+use crate::reaction::json::json_value;
 use crate::reaction::live::DEFAULT_ROOM;
 use crate::reaction::table::Table;
 use crate::reaction::time::format_rfc3339;
@@ -81,31 +78,13 @@ fn json_rows(sink: &Table, batch: &RecordBatch) -> Result<Vec<Map<String, Value>
     }
     for (column, values) in sink.columns.iter().zip(batch.columns()) {
         for (place, row) in rows.iter_mut().enumerate() {
-            row.insert(column.name.clone(), json_value(values, place)?);
+            let Some(value) = json_value(values, place) else {
+                return internal_err!("no JSON form for {}", values.data_type());
+            };
+            row.insert(column.name.clone(), value);
         }
     }
     Ok(rows)
-}
-
-/// A value as JSON: times as RFC 3339, floats that JSON lacks (NaN, infinity) as null.
-fn json_value(values: &ArrayRef, row: usize) -> Result<Value> {
-    if values.is_null(row) {
-        return Ok(Value::Null);
-    }
-    Ok(match values.data_type() {
-        DataType::Utf8 => Value::from(values.as_string::<i32>().value(row)),
-        DataType::Boolean => Value::from(values.as_boolean().value(row)),
-        DataType::Int32 => Value::from(values.as_primitive::<Int32Type>().value(row)),
-        DataType::Int64 => Value::from(values.as_primitive::<Int64Type>().value(row)),
-        DataType::UInt32 => Value::from(values.as_primitive::<UInt32Type>().value(row)),
-        DataType::UInt64 => Value::from(values.as_primitive::<UInt64Type>().value(row)),
-        DataType::Float32 => Value::from(f64::from(values.as_primitive::<Float32Type>().value(row))),
-        DataType::Float64 => Value::from(values.as_primitive::<Float64Type>().value(row)),
-        DataType::Timestamp(TimeUnit::Nanosecond, _) => {
-            Value::from(format_rfc3339(values.as_primitive::<TimestampNanosecondType>().value(row)))
-        }
-        other => return internal_err!("no JSON form for {other}"),
-    })
 }
 
 #[cfg(test)]

@@ -6,14 +6,18 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BooleanArray, Float32Array, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray,
-    TimestampNanosecondArray, UInt32Array, UInt64Array,
+    ArrayRef, BinaryArray, BooleanArray, Decimal128Array, Float32Array, Float64Array, Int32Array, Int64Array,
+    ListArray, RecordBatch, StringArray, TimestampNanosecondArray, UInt32Array, UInt64Array,
 };
 use arrow::buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{Field, SchemaRef};
 use arrow::error::ArrowError;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 
 use super::decode_time::parse_time;
+use crate::reaction::decimal::{DecimalError, parse_decimal};
+use crate::reaction::schema::arrow_type;
 use crate::reaction::table::ColumnType;
 
 /// What a value has that its column does not take.
@@ -27,6 +31,8 @@ pub(super) enum Mismatch {
     Range(String),
     /// Text that is no time; a whole sentence.
     Time(String),
+    /// A value that is not written as its type is; a whole sentence.
+    Form(String),
 }
 
 /// One column that grows.
@@ -43,6 +49,22 @@ enum Values {
     Text {
         offsets: Vec<i32>,
         bytes: Vec<u8>,
+    },
+    /// As text, of any bytes.
+    Bytea {
+        offsets: Vec<i32>,
+        bytes: Vec<u8>,
+    },
+    Decimal {
+        precision: u8,
+        scale: u8,
+        values: Vec<i128>,
+    },
+    /// Row `i` is `items[offsets[i]..offsets[i + 1]]`.
+    Array {
+        item: &'static ColumnType,
+        offsets: Vec<i32>,
+        items: Box<Column>,
     },
     Timestamp(Vec<i64>),
     Int(Vec<i32>),
@@ -71,6 +93,13 @@ impl Column {
             ColumnType::Float => Values::Float(Vec::with_capacity(rows)),
             ColumnType::Double => Values::Double(Vec::with_capacity(rows)),
             ColumnType::Boolean => Values::Boolean(Vec::with_capacity(rows)),
+            ColumnType::Bytea => Values::Bytea { offsets: vec![0], bytes: Vec::new() },
+            ColumnType::Decimal { precision, scale } => {
+                Values::Decimal { precision, scale, values: Vec::with_capacity(rows) }
+            }
+            ColumnType::Array(item) => {
+                Values::Array { item, offsets: vec![0], items: Box::new(Self::new(*item, true, 0)) }
+            }
         };
         Self { values, valid: nullable.then(|| Vec::with_capacity(rows)) }
     }
@@ -82,6 +111,16 @@ impl Column {
                 offsets.push(offset(bytes.len()));
             }
             Values::Timestamp(values) => values.push(parse_time(text).map_err(Mismatch::Time)?),
+            Values::Bytea { offsets, bytes } => {
+                STANDARD.decode_vec(text, bytes).map_err(|why| {
+                    bytes.truncate(usize::try_from(offsets[offsets.len() - 1]).unwrap_or_default());
+                    Mismatch::Form(format!("'{}' is no base64 text: {why}", shortened(text)))
+                })?;
+                offsets.push(offset(bytes.len()));
+            }
+            Values::Decimal { precision, scale, values } => {
+                values.push(parse_decimal(text, *precision, *scale).map_err(|why| no_decimal(why, text))?);
+            }
             _ => return Err(Mismatch::Type(format!("the text '{}'", shortened(text)))),
         }
         self.mark_valid();
@@ -97,7 +136,8 @@ impl Column {
             Values::BigintUnsigned(values) => values.push(u64::try_from(value).map_err(range)?),
             Values::Float(values) => values.push(value as f32),
             Values::Double(values) => values.push(value as f64),
-            Values::Text { .. } | Values::Boolean(_) => {
+            Values::Decimal { .. } => return self.push_text(&value.to_string()),
+            Values::Text { .. } | Values::Bytea { .. } | Values::Array { .. } | Values::Boolean(_) => {
                 return Err(Mismatch::Type(format!("the number {value}")));
             }
         }
@@ -113,7 +153,8 @@ impl Column {
             Values::BigintUnsigned(values) => values.push(value),
             Values::Float(values) => values.push(value as f32),
             Values::Double(values) => values.push(value as f64),
-            Values::Text { .. } | Values::Boolean(_) => {
+            Values::Decimal { .. } => return self.push_text(&value.to_string()),
+            Values::Text { .. } | Values::Bytea { .. } | Values::Array { .. } | Values::Boolean(_) => {
                 return Err(Mismatch::Type(format!("the number {value}")));
             }
             _ => return Err(Mismatch::Range(value.to_string())),
@@ -132,6 +173,7 @@ impl Column {
                 }
                 values.push(narrow);
             }
+            Values::Decimal { .. } => return self.push_text(&exact_text(value)?),
             _ => return Err(Mismatch::Type(format!("the number {value}"))),
         }
         self.mark_valid();
@@ -147,6 +189,57 @@ impl Column {
         Ok(())
     }
 
+    /// Bytes as they are.
+    pub(super) fn push_bytes(&mut self, value: &[u8]) -> Result<(), Mismatch> {
+        let Values::Bytea { offsets, bytes } = &mut self.values else {
+            return Err(Mismatch::Type("bytes".to_owned()));
+        };
+        bytes.extend_from_slice(value);
+        offsets.push(offset(bytes.len()));
+        self.mark_valid();
+        Ok(())
+    }
+
+    /// One array; `fill` pushes its items.
+    pub(super) fn push_array(
+        &mut self,
+        fill: impl FnOnce(&mut Self) -> Result<(), Mismatch>,
+    ) -> Result<(), Mismatch> {
+        let Values::Array { item, offsets, items } = &mut self.values else {
+            return Err(Mismatch::Type("an array".to_owned()));
+        };
+        let mut added = Self::new(**item, true, 0);
+        fill(&mut added).map_err(within_array)?;
+        items.append(&added);
+        offsets.push(offset(items.valid.as_ref().map_or(0, Vec::len)));
+        self.mark_valid();
+        Ok(())
+    }
+
+    /// Whether it takes [`Column::push_array`].
+    pub(super) fn is_array(&self) -> bool {
+        matches!(self.values, Values::Array { .. })
+    }
+
+    /// A value of a parsed document, such as a DEFAULT or an array's item.
+    pub(super) fn push_json(&mut self, value: &serde_json::Value) -> Result<(), Mismatch> {
+        use serde_json::Value;
+        match value {
+            Value::Null => self.push_null(),
+            Value::Bool(value) => self.push_bool(*value),
+            Value::String(text) => self.push_text(text),
+            Value::Number(number) => match (number.as_i64(), number.as_u64()) {
+                (Some(value), _) => self.push_i64(value),
+                (None, Some(value)) => self.push_u64(value),
+                (None, None) => self.push_f64(number.as_f64().unwrap_or(f64::NAN)),
+            },
+            Value::Array(items) => {
+                self.push_array(|column| items.iter().try_for_each(|item| column.push_json(item)))
+            }
+            Value::Object(_) => Err(Mismatch::Type("an object".to_owned())),
+        }
+    }
+
     pub(super) fn push_null(&mut self) -> Result<(), Mismatch> {
         self.valid.as_mut().ok_or(Mismatch::Null)?.push(false);
         match &mut self.values {
@@ -158,6 +251,9 @@ impl Column {
             Values::Float(values) => values.push(0.0),
             Values::Double(values) => values.push(0.0),
             Values::Boolean(values) => values.push(false),
+            Values::Bytea { offsets, bytes } => offsets.push(offset(bytes.len())),
+            Values::Decimal { values, .. } => values.push(0),
+            Values::Array { offsets, .. } => offsets.push(offsets[offsets.len() - 1]),
         }
         Ok(())
     }
@@ -173,7 +269,11 @@ impl Column {
     /// The bytes of text, which may be far more than the request's body when defaults or dictionaries repeat.
     pub(super) fn text_bytes(&self) -> usize {
         match &self.values {
-            Values::Text { bytes, .. } => bytes.len(),
+            Values::Text { bytes, .. } | Values::Bytea { bytes, .. } => bytes.len(),
+            // Every item takes some room, a null too.
+            Values::Array { items, offsets, .. } => {
+                items.text_bytes() + 8 * usize::try_from(offsets[offsets.len() - 1]).unwrap_or_default()
+            }
             _ => 0,
         }
     }
@@ -194,13 +294,20 @@ impl Column {
             }
             Values::Int(_) | Values::IntUnsigned(_) | Values::Float(_) => rows * 4,
             Values::Boolean(_) => rows.div_ceil(8),
+            Values::Bytea { bytes, .. } => bytes.len() + rows * 4,
+            Values::Decimal { .. } => rows * 16,
+            Values::Array { offsets, items, .. } => {
+                let count = usize::try_from(offsets[offsets.len() - 1]).unwrap_or_default();
+                rows * 4 + items.data_bytes(count)
+            }
         };
         values + self.valid.as_ref().map_or(0, |_| rows.div_ceil(8))
     }
 
     fn append(&mut self, other: &Self) {
         match (&mut self.values, &other.values) {
-            (Values::Text { offsets, bytes }, Values::Text { offsets: more, bytes: tail }) => {
+            (Values::Text { offsets, bytes }, Values::Text { offsets: more, bytes: tail })
+            | (Values::Bytea { offsets, bytes }, Values::Bytea { offsets: more, bytes: tail }) => {
                 let base = offset(bytes.len());
                 offsets.extend(more.iter().skip(1).map(|end| base + end));
                 bytes.extend_from_slice(tail);
@@ -213,6 +320,14 @@ impl Column {
             (Values::Float(all), Values::Float(more)) => all.extend_from_slice(more),
             (Values::Double(all), Values::Double(more)) => all.extend_from_slice(more),
             (Values::Boolean(all), Values::Boolean(more)) => all.extend_from_slice(more),
+            (Values::Decimal { values, .. }, Values::Decimal { values: more, .. }) => {
+                values.extend_from_slice(more);
+            }
+            (Values::Array { offsets, items, .. }, Values::Array { offsets: more, items: tail, .. }) => {
+                let base = offsets[offsets.len() - 1];
+                offsets.extend(more.iter().skip(1).map(|end| base + end));
+                items.append(tail);
+            }
             // One table's rows have one layout; a batch of unequal columns is refused when it is made.
             _ => debug_assert!(false, "columns of different types are joined"),
         }
@@ -236,7 +351,53 @@ impl Column {
             Values::Float(values) => Arc::new(Float32Array::try_new(values.into(), nulls)?),
             Values::Double(values) => Arc::new(Float64Array::try_new(values.into(), nulls)?),
             Values::Boolean(values) => Arc::new(BooleanArray::new(values.into(), nulls)),
+            Values::Bytea { offsets, bytes } => {
+                let offsets = OffsetBuffer::new(ScalarBuffer::from(offsets));
+                Arc::new(BinaryArray::try_new(offsets, Buffer::from_vec(bytes), nulls)?)
+            }
+            Values::Decimal { precision, scale, values } => {
+                let values = Decimal128Array::try_new(values.into(), nulls)?;
+                Arc::new(values.with_precision_and_scale(precision, scale.cast_signed())?)
+            }
+            Values::Array { item, offsets, items } => {
+                let field = Arc::new(Field::new_list_field(arrow_type(*item), true));
+                let offsets = OffsetBuffer::new(ScalarBuffer::from(offsets));
+                Arc::new(ListArray::try_new(field, offsets, items.into_array()?, nulls)?)
+            }
         })
+    }
+}
+
+/// The digits of a number that a document holds as a float, when they are certain to be those that were written.
+fn exact_text(value: f64) -> Result<String, Mismatch> {
+    let text = value.to_string();
+    let significant = text.trim_start_matches(['-', '0', '.']).trim_end_matches('0');
+    let digits = significant.bytes().filter(u8::is_ascii_digit).count();
+    // A number of up to 15 digits survives the way through a float.
+    if digits > 15 || !value.is_finite() {
+        let message =
+            format!("the number {text} has more digits than JSON numbers carry; send it as text, \"0.1\"");
+        return Err(Mismatch::Form(message));
+    }
+    Ok(text)
+}
+
+fn no_decimal(why: DecimalError, text: &str) -> Mismatch {
+    let text = shortened(text);
+    match why {
+        DecimalError::NoNumber => Mismatch::Form(format!("'{text}' is no number such as 12.5")),
+        DecimalError::Scale => Mismatch::Form(format!(
+            "{text} has more digits behind the point than the column, and nothing is rounded; round it first"
+        )),
+        DecimalError::Range => Mismatch::Range(text),
+    }
+}
+
+fn within_array(mismatch: Mismatch) -> Mismatch {
+    match mismatch {
+        Mismatch::Type(found) => Mismatch::Type(format!("an array with {found} in it")),
+        Mismatch::Range(found) => Mismatch::Range(format!("an array with {found} in it")),
+        other => other,
     }
 }
 

@@ -7,8 +7,9 @@ use arrow::datatypes::SchemaRef;
 
 use super::columns::{Column, Mismatch, Rows, shortened};
 use super::{decode_arrow, decode_json};
-use crate::log::codec::{self, MAX_ROWS};
-use crate::reaction::table::{ColumnType, DefaultValue, Table};
+use crate::log::codec::MAX_ROWS;
+use crate::reaction::schema::record_schema;
+use crate::reaction::table::{ColumnSource, ColumnType, DefaultValue, Table};
 
 const NS_PER_S: i64 = 1_000_000_000;
 /// How far behind the watermark's delay a row must be before the answer warns of it.
@@ -80,6 +81,8 @@ pub(super) struct Decoder {
     pub(super) table: String,
     pub(super) schema: SchemaRef,
     pub(super) columns: Vec<ColumnRule>,
+    /// Columns that nobody posts.
+    filled_in: Vec<String>,
     event_time: Option<EventTime>,
 }
 
@@ -114,7 +117,7 @@ impl Decoder {
     /// # Errors
     /// When a default does not fit its column.
     pub(super) fn new(table: &Table) -> Result<Self, String> {
-        let columns = table.columns.iter().map(|column| {
+        let columns = table.record_columns().map(|column| {
             let absent = match &column.default {
                 Some(DefaultValue::Now) if column.data_type == ColumnType::Timestamp => Absent::Receipt,
                 Some(DefaultValue::Now) => {
@@ -133,18 +136,20 @@ impl Decoder {
             };
             if let Absent::Literal(value) = &rule.absent {
                 let mut probe = Column::new(rule.data_type, rule.nullable, 1);
-                push_json(&mut probe, value).map_err(|_| {
+                probe.push_json(value).map_err(|_| {
                     format!("the DEFAULT {value} of {} is no {}", rule.name, rule.data_type.sql_name())
                 })?;
             }
             Ok(rule)
         });
         let columns = columns.collect::<Result<Vec<_>, _>>()?;
+        let filled_in = table.columns.iter().filter(|column| column.source != ColumnSource::Record);
+        let filled_in = filled_in.map(|column| column.name.clone()).collect();
         let event_time = table.watermark.as_ref().and_then(|watermark| {
-            let (column, _) = table.column(&watermark.column)?;
+            let column = table.record_columns().position(|column| column.name == watermark.column)?;
             Some(EventTime { column, behind_ns: watermark.delay_ns.saturating_add(FAR_BEHIND_NS) })
         });
-        Ok(Self { table: table.name.clone(), schema: codec::arrow_schema(table), columns, event_time })
+        Ok(Self { table: table.name.clone(), schema: record_schema(table), columns, filled_in, event_time })
     }
 
     /// The rows of a body that was received at `receipt_ns`.
@@ -177,6 +182,10 @@ impl Decoder {
 
     /// That the table has no such column, and which one may be meant.
     pub(super) fn unknown_column(&self, row: usize, name: &str) -> DecodeError {
+        if self.filled_in.iter().any(|filled_in| filled_in == name) {
+            let detail = format!("row {row}: column {name} is filled in by emostream; leave it out");
+            return DecodeError::Row { row, column: Some(name.to_owned()), detail };
+        }
         let nearest = self
             .columns
             .iter()
@@ -208,7 +217,7 @@ impl Decoder {
                 format!("column {name} is {found}; {sql} takes {}", expected(*data_type))
             }
             Mismatch::Range(found) => format!("column {name} is {found}, which {sql} does not hold"),
-            Mismatch::Time(why) => format!("column {name}: {why}"),
+            Mismatch::Time(why) | Mismatch::Form(why) => format!("column {name}: {why}"),
         };
         DecodeError::Row { row, column: Some(name.clone()), detail: format!("row {row}: {detail}") }
     }
@@ -332,7 +341,7 @@ impl<'a> Filling<'a> {
             let filled = match &rule.absent {
                 Absent::Null => column.push_null(),
                 Absent::Receipt => column.push_i64(self.receipt_ns),
-                Absent::Literal(value) => push_json(column, value),
+                Absent::Literal(value) => column.push_json(value),
                 Absent::Refused => {
                     let (name, sql) = (rule.name.clone(), rule.data_type.sql_name());
                     let detail = format!(
@@ -347,24 +356,9 @@ impl<'a> Filling<'a> {
     }
 }
 
-fn push_json(column: &mut Column, value: &serde_json::Value) -> Result<(), Mismatch> {
-    use serde_json::Value;
-    match value {
-        Value::Null => column.push_null(),
-        Value::Bool(value) => column.push_bool(*value),
-        Value::String(text) => column.push_text(text),
-        Value::Number(number) => match (number.as_i64(), number.as_u64()) {
-            (Some(value), _) => column.push_i64(value),
-            (None, Some(value)) => column.push_u64(value),
-            (None, None) => column.push_f64(number.as_f64().unwrap_or(f64::NAN)),
-        },
-        Value::Array(_) => Err(Mismatch::Type("an array".to_owned())),
-        Value::Object(_) => Err(Mismatch::Type("an object".to_owned())),
-    }
-}
-
-fn expected(data_type: ColumnType) -> &'static str {
-    match data_type {
+fn expected(data_type: ColumnType) -> String {
+    let what = match data_type {
+        ColumnType::Array(item) => return format!("an array; of its items each {}", expected(*item)),
         ColumnType::Text => "text",
         ColumnType::Timestamp => "RFC 3339 text such as 2026-01-31T18:30:00Z, or an integer of nanoseconds",
         ColumnType::Int | ColumnType::Bigint | ColumnType::IntUnsigned | ColumnType::BigintUnsigned => {
@@ -372,7 +366,10 @@ fn expected(data_type: ColumnType) -> &'static str {
         }
         ColumnType::Float | ColumnType::Double => "a number",
         ColumnType::Boolean => "true or false",
-    }
+        ColumnType::Bytea => "base64 text",
+        ColumnType::Decimal { .. } => "a number, or its digits as text",
+    };
+    what.to_owned()
 }
 
 /// A span of time as a person would say it: `2 years`, `90 seconds`, `300 ms`.

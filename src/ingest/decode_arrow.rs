@@ -7,11 +7,11 @@
 use std::io::Cursor;
 use std::panic::AssertUnwindSafe;
 
-use arrow::array::{Array, ArrayAccessor, AsArray, RecordBatch};
+use arrow::array::{Array, ArrayAccessor, AsArray, GenericListArray, OffsetSizeTrait, RecordBatch};
 use arrow::buffer::Buffer;
 use arrow::datatypes::{
-    ArrowPrimitiveType, DataType, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type,
-    TimeUnit, TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType,
+    ArrowPrimitiveType, DataType, Decimal128Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type,
+    Int64Type, TimeUnit, TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType,
     TimestampSecondType, UInt8Type, UInt16Type, UInt32Type, UInt64Type,
 };
 use arrow::ipc::reader::StreamReader;
@@ -20,6 +20,7 @@ use arrow::ipc::root_as_message;
 use super::columns::{Column, Mismatch, Rows};
 use super::decode::{DecodeError, Decoder, Filling};
 use crate::log::codec::MAX_ROWS;
+use crate::reaction::decimal::format_decimal;
 use crate::reaction::table::ColumnType;
 
 /// The rows of all batches of a stream.
@@ -130,6 +131,14 @@ fn holds(arrow: &DataType, column: ColumnType) -> bool {
             arrow.is_integer() || matches!(arrow, DataType::Float32 | DataType::Float64)
         }
         ColumnType::Boolean => arrow == &DataType::Boolean,
+        ColumnType::Bytea => matches!(arrow, DataType::Binary | DataType::LargeBinary | DataType::BinaryView),
+        ColumnType::Decimal { .. } => {
+            arrow.is_integer() || is_text(arrow) || matches!(arrow, DataType::Decimal128(_, 0..))
+        }
+        ColumnType::Array(item) => match arrow {
+            DataType::List(field) | DataType::LargeList(field) => holds(field.data_type(), *item),
+            _ => false,
+        },
     }
 }
 
@@ -178,6 +187,17 @@ fn source(array: &dyn Array) -> Source<'_> {
                 false => column.push_bool(values.value(row)),
             })
         }
+        DataType::Binary => bytes(array.as_binary::<i32>()),
+        DataType::LargeBinary => bytes(array.as_binary::<i64>()),
+        DataType::BinaryView => bytes(array.as_binary_view()),
+        DataType::Decimal128(_, scale) => {
+            let scale = u8::try_from(*scale).unwrap_or_default();
+            number::<Decimal128Type>(array, move |column, value| {
+                column.push_text(&format_decimal(value, scale))
+            })
+        }
+        DataType::List(_) => list(array.as_list::<i32>()),
+        DataType::LargeList(_) => list(array.as_list::<i64>()),
         other => {
             let found = format!("of Arrow's type {other}");
             Box::new(move |_, _| Err(Mismatch::Type(found.clone())))
@@ -189,6 +209,25 @@ fn text<'a>(values: impl ArrayAccessor<Item = &'a str> + 'a) -> Source<'a> {
     Box::new(move |column, row| match values.is_null(row) {
         true => column.push_null(),
         false => column.push_text(values.value(row)),
+    })
+}
+
+fn bytes<'a>(values: impl ArrayAccessor<Item = &'a [u8]> + 'a) -> Source<'a> {
+    Box::new(move |column, row| match values.is_null(row) {
+        true => column.push_null(),
+        false => column.push_bytes(values.value(row)),
+    })
+}
+
+fn list<O: OffsetSizeTrait>(lists: &GenericListArray<O>) -> Source<'_> {
+    let items = source(lists.values().as_ref());
+    Box::new(move |column, row| match lists.is_null(row) {
+        true => column.push_null(),
+        false => {
+            let offsets = lists.value_offsets();
+            let places = offsets[row].as_usize()..offsets[row + 1].as_usize();
+            column.push_array(|column| places.clone().try_for_each(|place| items(column, place)))
+        }
     })
 }
 

@@ -246,8 +246,14 @@ impl<'de> Visitor<'de> for ValueSeed<'_, '_> {
         self.push(Column::push_null)
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, _: A) -> Result<(), A::Error> {
-        self.push(|_| Err(Mismatch::Type("an array".to_owned())))
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        let mut array = Vec::new();
+        if self.reading.filling.rows.columns[self.place].is_array() {
+            while let Some(item) = items.next_element::<serde_json::Value>()? {
+                array.push(item);
+            }
+        }
+        self.push(|column| column.push_json(&serde_json::Value::Array(array)))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, _: A) -> Result<(), A::Error> {

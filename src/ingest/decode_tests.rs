@@ -17,7 +17,9 @@ use serde_json::{Value, json};
 use super::columns::{Rows, record_overhead};
 use super::decode::{BodyFormat, DecodeError, Decoded, Decoder, EventTimeRule};
 use crate::log::codec;
-use crate::reaction::table::{Column, ColumnType, DefaultValue, Format, Table, TableKind, Watermark};
+use crate::reaction::table::{
+    Column, ColumnSource, ColumnType, DefaultValue, Format, Table, TableKind, TableOptions, Watermark,
+};
 use crate::reaction::time::parse_rfc3339;
 
 const CLIENT: EventTimeRule = EventTimeRule::Client { future_tolerance_ns: 5_000_000_000 };
@@ -27,7 +29,7 @@ fn receipt_ns() -> i64 {
 }
 
 fn column(name: &str, data_type: ColumnType, nullable: bool, default: Option<DefaultValue>) -> Column {
-    Column { name: name.to_owned(), data_type, nullable, default }
+    Column { name: name.to_owned(), data_type, nullable, default, source: ColumnSource::Record }
 }
 
 fn table(columns: Vec<Column>) -> Table {
@@ -40,6 +42,7 @@ fn table(columns: Vec<Column>) -> Table {
         watermark: Some(Watermark { column: "timestamp".to_owned(), delay_ns: 500_000_000 }),
         key_field: None,
         options: BTreeMap::new(),
+        with: TableOptions::default(),
     }
 }
 

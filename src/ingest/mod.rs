@@ -16,6 +16,8 @@ mod decode_json;
 #[cfg(test)]
 mod decode_tests;
 mod decode_time;
+#[cfg(test)]
+mod decode_types_tests;
 mod metrics;
 mod queue;
 pub mod routes;

@@ -6,7 +6,10 @@
 use std::io::Cursor;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, DictionaryArray, Int32Array, RecordBatch, StringArray, new_null_array};
+use arrow::array::{
+    Array, ArrayRef, DictionaryArray, Int32Array, RecordBatch, RecordBatchOptions, StringArray,
+    new_null_array,
+};
 use arrow::datatypes::{DataType, Field, Int32Type, Schema};
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
@@ -76,7 +79,7 @@ pub fn decode_or_fill(
     default: impl Fn(usize) -> Option<ScalarValue>,
 ) -> Result<RecordBatch, CodecError> {
     let mut reader = match StreamReader::try_new(Cursor::new(value), Some(columns.to_vec())) {
-        Ok(reader) if has_columns(&reader.schema(), schema, columns) => reader,
+        Ok(reader) if !columns.is_empty() && has_columns(&reader.schema(), schema, columns) => reader,
         _ => return decode_by_name(value, schema, columns, default),
     };
     let batch = only_batch(&mut reader)?;
@@ -101,7 +104,10 @@ fn decode_by_name(
     let stored = StreamReader::try_new(Cursor::new(value), None).map_err(damaged)?.schema();
     let places: Vec<Option<usize>> =
         columns.iter().map(|&column| stored.index_of(schema.field(column).name()).ok()).collect();
-    let present = places.iter().flatten().copied().collect();
+    let mut present: Vec<usize> = places.iter().flatten().copied().collect();
+    if present.is_empty() {
+        present.push(0); // only for the number of rows
+    }
     let mut reader = StreamReader::try_new(Cursor::new(value), Some(present)).map_err(damaged)?;
     let batch = only_batch(&mut reader)?;
     let mut found = batch.schema_ref().fields().iter().zip(batch.columns());
@@ -120,7 +126,8 @@ fn decode_by_name(
             }
         }
     }
-    RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).map_err(damaged)
+    let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), arrays, &options).map_err(damaged)
 }
 
 /// A column that was added after the record was written.
@@ -261,6 +268,14 @@ mod tests {
             let nulls = |name: &str| batch.column_by_name(name).unwrap().logical_null_count();
             assert_eq!((nulls("country"), nulls("user"), nulls("n")), (20, 0, 0));
         }
+    }
+
+    #[test]
+    fn rows_are_counted_where_no_column_is_read_or_none_is_there() {
+        let after = schema(&[("country", DataType::Utf8, true)]);
+        assert_eq!(decode(&record(), &after, &[]).unwrap().num_rows(), 20);
+        let batch = decode(&record(), &after, &[0]).unwrap();
+        assert_eq!((batch.num_rows(), batch.column(0).logical_null_count()), (20, 20));
     }
 
     #[test]

@@ -258,7 +258,7 @@ fn entry<T: Serialize>(kind: &str, name: &str, value: Option<&T>) -> Result<NewR
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reaction::table::Format;
+    use crate::reaction::table::{Format, TableOptions};
 
     fn program(queries: &[(&str, &str)]) -> ProgramView {
         let table = Table {
@@ -270,6 +270,7 @@ mod tests {
             watermark: None,
             key_field: None,
             options: BTreeMap::new(),
+            with: TableOptions::default(),
         };
         let query = |&(name, text): &(&str, &str)| QueryEntry {
             name: name.to_owned(),

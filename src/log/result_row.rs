@@ -177,9 +177,14 @@ pub(crate) fn result_record(window_ms: (i64, i64), rows: u64, value: serde_json:
 /// The sink of sql/tables.sql, for tests of every file here.
 #[cfg(test)]
 pub(crate) fn emoji_counts() -> Table {
-    use crate::reaction::table::{Column, ColumnType, Format, TableKind};
-    let column =
-        |name: &str, data_type| Column { name: name.to_owned(), data_type, nullable: true, default: None };
+    use crate::reaction::table::{Column, ColumnSource, ColumnType, Format, TableKind, TableOptions};
+    let column = |name: &str, data_type| Column {
+        name: name.to_owned(),
+        data_type,
+        nullable: true,
+        default: None,
+        source: ColumnSource::Record,
+    };
     Table {
         name: "emoji_counts".to_owned(),
         kind: TableKind::Sink,
@@ -195,6 +200,7 @@ pub(crate) fn emoji_counts() -> Table {
         watermark: None,
         key_field: None,
         options: std::collections::BTreeMap::new(),
+        with: TableOptions::default(),
     }
 }
 

@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 
 use super::store::{ResultStore, Rooms, Span};
 use crate::log::result_row::{COLUMN_ROOM, WINDOW_COLUMNS};
+use crate::reaction::decimal::{format_decimal, parse_decimal};
 use crate::reaction::table::{ColumnType, Table};
 use crate::reaction::time::{Window, format_rfc3339, parse_rfc3339};
 
@@ -202,6 +203,14 @@ impl Wanted {
             }
             ColumnType::Float | ColumnType::Double => text.parse().ok().map(Self::Float),
             ColumnType::Boolean => text.parse().ok().map(Self::Boolean),
+            ColumnType::Decimal { precision, scale } => {
+                let value = parse_decimal(text, precision, scale).ok();
+                value.map(|value| Self::Text(format_decimal(value, scale)))
+            }
+            ColumnType::Bytea => Some(Self::Text(text.to_owned())),
+            ColumnType::Array(_) => {
+                return Err(format!("{column} is an array; rows are not chosen by one"));
+            }
         };
         read.ok_or_else(|| format!("{column} is {}, and '{text}' is none", data_type.sql_name()))
     }
@@ -289,7 +298,7 @@ mod tests {
         Record,
     };
     use crate::query::Settings;
-    use crate::reaction::table::{Column, Format, TableKind};
+    use crate::reaction::table::{Column, ColumnSource, Format, TableKind, TableOptions};
 
     fn table() -> Table {
         let column = |name: &str, data_type| Column {
@@ -297,6 +306,7 @@ mod tests {
             data_type,
             nullable: true,
             default: None,
+            source: ColumnSource::Record,
         };
         Table {
             name: "counts".to_owned(),
@@ -314,6 +324,7 @@ mod tests {
             watermark: None,
             key_field: None,
             options: BTreeMap::new(),
+            with: TableOptions::default(),
         }
     }
 

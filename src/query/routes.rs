@@ -158,6 +158,7 @@ async fn describe<'a>(query: &Query, table: &'a Table) -> Result<TableAnswer<'a>
             "type": column.data_type.sql_name(),
             "nullable": column.nullable,
             "default": column.default.as_ref().map(default_sql),
+            "source": column.source,
         })
     });
     Ok(TableAnswer {

@@ -3,8 +3,11 @@
 //! Pure: no async, no clock, no I/O, and no knowledge of any stage or log.
 
 pub mod checkpoint;
+pub mod column_type;
+pub mod decimal;
 pub mod emoji;
 pub mod figures;
+pub mod json;
 pub mod live;
 pub mod schema;
 pub mod table;

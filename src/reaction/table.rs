@@ -6,6 +6,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use super::column_type::ColumnType;
+
+/// The column that a source without a declared event time gets: the time of each record, by the log.
+pub const IMPLIED_EVENT_TIME: &str = "_timestamp";
+
 /// One `CREATE TABLE`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Table {
@@ -18,14 +23,18 @@ pub struct Table {
     pub topic: String,
     /// How a record's value is encoded.
     pub format: Format,
-    /// In declaration order.
+    /// What a record holds and what the log knows of it, in declaration order. Columns that are GENERATED are not among them:
+    /// they are expressions over these, and the planner's affair.
     pub columns: Vec<Column>,
     /// What `WATERMARK FOR` says; sources only.
     pub watermark: Option<Watermark>,
     /// `'sink.key_field'`: the column whose text is the records' key.
     pub key_field: Option<String>,
-    /// Every `WITH` option as written, for what has no field of its own.
+    /// Every `WITH` option as written.
     pub options: BTreeMap<String, String>,
+    /// What the options say besides, checked.
+    #[serde(default)]
+    pub with: TableOptions,
 }
 
 impl Table {
@@ -33,6 +42,97 @@ impl Table {
     pub fn column(&self, name: &str) -> Option<(usize, &Column)> {
         self.columns.iter().enumerate().find(|(_, column)| column.name == name)
     }
+
+    /// The columns that a record's value holds: those that can be posted.
+    pub fn record_columns(&self) -> impl Iterator<Item = &Column> {
+        self.columns.iter().filter(|column| column.source == ColumnSource::Record)
+    }
+}
+
+/// The `WITH` options that have no field of their own in [`Table`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TableOptions {
+    /// What carries the rows.
+    pub connector: Connector,
+    /// `framing`: a record's value holds several rows.
+    pub framing: Option<Framing>,
+    /// What becomes of a record that cannot be read; sources only.
+    pub bad_data: BadData,
+    /// What becomes of rows that come after their window was closed; sources only.
+    pub late_rows: LateRows,
+    /// Where a query begins that has never run; sources only.
+    pub source_offset: SourceOffset,
+    /// How often an open window's result so far is written, in nanoseconds; sinks only. `None`: only when it is closed.
+    pub emit_every_ns: Option<i64>,
+}
+
+/// What carries a table's rows.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Connector {
+    /// A topic of the log between the stages, embedded or Kafka.
+    #[default]
+    Kafka,
+    /// A file.
+    SingleFile {
+        /// As written; relative to where the program is started.
+        path: String,
+    },
+    /// Standard output; sinks only.
+    Stdout,
+    /// Nothing: rows are counted and forgotten; sinks only.
+    Blackhole,
+    /// Rows made up one after the other; sources only.
+    Impulse {
+        /// Rows a second, above 0.
+        event_rate: f64,
+        /// How many in all; `None` without end.
+        message_count: Option<u64>,
+    },
+}
+
+/// How several rows lie in one value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Framing {
+    /// One a line.
+    Newline,
+}
+
+/// What becomes of a record that cannot be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BadData {
+    /// It is counted as bad, and the query goes on.
+    #[default]
+    Drop,
+    /// The query stops there.
+    Fail,
+}
+
+/// What becomes of rows that come after their window was closed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LateRows {
+    /// They are counted.
+    #[default]
+    Count,
+    /// They are counted and written to a table of their own.
+    Table,
+}
+
+/// Where a query begins that has never run. One that has goes on from its checkpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SourceOffset {
+    /// At the oldest record.
+    #[default]
+    Earliest,
+    /// At what is written from then on.
+    Latest,
+    /// Where the consumer group stands.
+    Group,
 }
 
 /// Which side of the engine a table is on.
@@ -51,8 +151,11 @@ pub enum TableKind {
 pub enum Format {
     /// One self-contained Arrow IPC stream per record, holding one batch.
     Arrow,
-    /// One JSON object per record.
+    /// One JSON object per record, or per line with `framing = 'newline'`.
     Json,
+    /// The value is the text of the one column.
+    #[serde(rename = "raw_string")]
+    RawString,
 }
 
 /// One column of a table.
@@ -67,49 +170,36 @@ pub struct Column {
     pub nullable: bool,
     /// What ingest fills in where a row leaves the column out.
     pub default: Option<DefaultValue>,
+    /// Where its values come from.
+    #[serde(default)]
+    pub source: ColumnSource,
 }
 
-/// The SQL types of the dialect. Their text form is the SQL name.
+/// Where a column's values come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ColumnSource {
+    /// The record's value: what was posted.
+    #[default]
+    Record,
+    /// `METADATA FROM '…'`: what the log knows of the record. Nobody can post it, and records do not hold it.
+    Metadata(MetadataField),
+}
+
+/// What the log knows of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum ColumnType {
-    /// UTF-8 text.
-    Text,
-    /// Nanoseconds since the Unix epoch, UTC, without zone.
+#[serde(rename_all = "snake_case")]
+pub enum MetadataField {
+    /// The partition's number: INT.
+    Partition,
+    /// Its place in the partition: BIGINT.
+    OffsetId,
+    /// The log's time of it: BIGINT in milliseconds, or TIMESTAMP.
     Timestamp,
-    /// 32-bit integer.
-    Int,
-    /// 64-bit integer.
-    Bigint,
-    /// 32-bit unsigned integer.
-    #[serde(rename = "INT UNSIGNED")]
-    IntUnsigned,
-    /// 64-bit unsigned integer.
-    #[serde(rename = "BIGINT UNSIGNED")]
-    BigintUnsigned,
-    /// 32-bit float.
-    Float,
-    /// 64-bit float.
-    Double,
-    /// True or false.
-    Boolean,
-}
-
-impl ColumnType {
-    /// The name as SQL writes it.
-    pub fn sql_name(self) -> &'static str {
-        match self {
-            Self::Text => "TEXT",
-            Self::Timestamp => "TIMESTAMP",
-            Self::Int => "INT",
-            Self::Bigint => "BIGINT",
-            Self::IntUnsigned => "INT UNSIGNED",
-            Self::BigintUnsigned => "BIGINT UNSIGNED",
-            Self::Float => "FLOAT",
-            Self::Double => "DOUBLE",
-            Self::Boolean => "BOOLEAN",
-        }
-    }
+    /// The topic's name: TEXT.
+    Topic,
+    /// The record's key, null where it has none: BYTEA, or TEXT, which is null where the key is no UTF-8.
+    Key,
 }
 
 /// A column's `DEFAULT`.

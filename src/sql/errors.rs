@@ -16,6 +16,7 @@ use super::checks::last_name;
 use super::cut::{Anchor, Refusal};
 use super::diagnostic::Finding;
 use super::functions::TUMBLE;
+use crate::reaction::table::IMPLIED_EVENT_TIME;
 
 /// What DataFusion found wrong with a query. `own_places` is false when its places may lie in another text (a view's).
 pub(crate) fn finding(error: &DataFusionError, query: &Query, own_places: bool) -> Finding {
@@ -27,6 +28,7 @@ pub(crate) fn finding(error: &DataFusionError, query: &Query, own_places: bool) 
         let at = place.unwrap_or_else(|| named(query, &field.name));
         let finding = Finding::error(at, format!("unknown column '{}'", field.flat_name()));
         let mut names: Vec<&str> = valid_fields.iter().map(|column| column.name.as_str()).collect();
+        names.retain(|name| *name != IMPLIED_EVENT_TIME);
         names.sort_unstable();
         names.dedup();
         return finding.help_nearest(&field.name, "columns", names);

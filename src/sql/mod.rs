@@ -14,14 +14,17 @@ pub mod cut;
 pub mod diagnostic;
 mod emoji;
 mod errors;
+mod event_time;
 pub mod files;
 pub mod functions;
+mod generated;
 mod inline;
 mod options;
 mod parse;
 pub mod planner;
 mod program;
 mod rewrite;
+mod types;
 
 use crate::reaction::table::Table;
 pub use diagnostic::{Diagnostic, Severity};

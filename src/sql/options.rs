@@ -1,183 +1,371 @@
-//! The `WITH` options of a table: which there are, what they may say, which are still to come.
+//! The `WITH` options of a table: which there are, where each belongs, what they may say, which are still to come.
 
+use datafusion::sql::sqlparser::ast::{Expr, Value};
 use datafusion::sql::sqlparser::tokenizer::Span;
 
-use super::diagnostic::Finding;
-use super::parse::{CreateTable, OptionDecl};
-use crate::reaction::table::{Format, TableKind};
+use super::diagnostic::{Finding, nearest};
+use super::parse::{CreateTable, OptionDecl, parse_interval};
+use super::planner::Planner;
+use crate::reaction::table::{
+    BadData, Connector, Format, Framing, LateRows, SourceOffset, TableKind, TableOptions,
+};
 
-/// The options that have a field of their own in the table; absent where missing or wrong.
+/// The options as far as they could be read; absent where missing or wrong.
 #[derive(Default)]
-pub(crate) struct TableOptions {
+pub(crate) struct Options {
     pub(crate) kind: Option<TableKind>,
     pub(crate) topic: Option<String>,
     pub(crate) format: Option<Format>,
-    /// `'sink.key_field'` and where its value stands.
+    /// These three name a column, and where that name stands.
     pub(crate) key_field: Option<(String, Span)>,
+    pub(crate) event_time_field: Option<(String, Span)>,
+    pub(crate) watermark_field: Option<(String, Span)>,
+    pub(crate) with: TableOptions,
 }
 
-/// Everything the dialect knows. What is not built yet is recognised, so that it is not called unknown.
-const KNOWN: [&str; 17] = [
-    "connector",
-    "type",
-    "topic",
-    "format",
-    "sink.key_field",
-    "bad_data",
-    "framing",
-    "event_time_field",
-    "watermark_field",
-    "json.timestamp_format",
-    "bootstrap_servers",
-    "source.offset",
-    "source.group_id",
-    "source.read_mode",
-    "sink.commit_mode",
-    "sink.timestamp_field",
-    "client_configs",
-];
+/// An option's place in the language.
+struct Known {
+    key: &'static str,
+    /// The connectors it belongs to; none: all.
+    connectors: &'static [&'static str],
+    /// The side it belongs to; none: both.
+    kind: Option<TableKind>,
+    /// Every value there is; none: it is free.
+    values: &'static [&'static str],
+    /// Values that are recognised and not built, and what to write instead. `"*"` stands for every value.
+    later: &'static [(&'static str, &'static str)],
+}
 
-/// Options that are not built, with the one value that says what this program does anyway.
-const ONLY: [(&str, &str); 4] = [
-    ("json.timestamp_format", "RFC3339"),
-    ("source.offset", "earliest"),
-    ("source.read_mode", "read_committed"),
-    ("sink.commit_mode", "exactly_once"),
-];
+const fn known(key: &'static str, connectors: &'static [&'static str], kind: Option<TableKind>) -> Known {
+    Known { key, connectors, kind, values: &[], later: &[] }
+}
 
-/// Connectors of the dialect that are still to come.
-const LATER_CONNECTORS: [&str; 4] = ["single_file", "stdout", "blackhole", "impulse"];
+const CONNECTORS: [&str; 5] = ["kafka", "single_file", "stdout", "blackhole", "impulse"];
+const SOURCE: Option<TableKind> = Some(TableKind::Source);
+const SINK: Option<TableKind> = Some(TableKind::Sink);
+const KAFKA: &[&str] = &["kafka"];
+const IN_SETTINGS: &str = "leave it out; the log is set under [log] in the settings";
+
+/// Every option of the dialect. What is not built yet is recognised, so that it is not called unknown.
+const KNOWN: [Known; 23] = [
+    Known { values: &CONNECTORS, ..known("connector", &[], None) },
+    Known { values: &["source", "sink"], ..known("type", &[], None) },
+    Known { values: &["arrow", "json", "raw_string"], ..known("format", &[], None) },
+    known("topic", KAFKA, None),
+    known("sink.key_field", KAFKA, SINK),
+    Known { values: &["drop", "fail"], ..known("bad_data", &["kafka", "single_file"], SOURCE) },
+    Known { values: &["newline"], ..known("framing", &["kafka", "single_file"], SOURCE) },
+    known("event_time_field", &[], SOURCE),
+    known("watermark_field", &[], SOURCE),
+    Known { values: &["count", "table"], ..known("late_rows", &[], SOURCE) },
+    known("emit_every", &[], SINK),
+    Known { values: &["earliest", "latest", "group"], ..known("source.offset", KAFKA, SOURCE) },
+    Known {
+        values: &["read_committed", "read_uncommitted"],
+        later: &[("read_uncommitted", "write 'read_committed', or leave the option out")],
+        ..known("source.read_mode", KAFKA, SOURCE)
+    },
+    // What is written exactly once is also written at least once.
+    Known { values: &["exactly_once", "at_least_once"], ..known("sink.commit_mode", KAFKA, SINK) },
+    Known {
+        values: &["RFC3339", "unix_millis"],
+        later: &[("unix_millis", "write 'RFC3339', or leave the option out")],
+        ..known("json.timestamp_format", &["kafka", "single_file", "stdout"], None)
+    },
+    known("path", &["single_file"], None),
+    known("event_rate", &["impulse"], SOURCE),
+    known("message_count", &["impulse"], SOURCE),
+    Known { later: &[("*", "leave it out")], ..known("event_time_interval", &["impulse"], SOURCE) },
+    Known { later: &[("*", IN_SETTINGS)], ..known("bootstrap_servers", KAFKA, None) },
+    Known { later: &[("*", IN_SETTINGS)], ..known("client_configs", KAFKA, None) },
+    Known {
+        later: &[("*", "leave it out; a query's positions are in its checkpoints")],
+        ..known("source.group_id", KAFKA, SOURCE)
+    },
+    Known {
+        later: &[("*", "leave it out; the log stamps the records")],
+        ..known("sink.timestamp_field", KAFKA, SINK)
+    },
+];
 
 /// Topics that emostream itself writes.
 const RESERVED_PREFIX: &str = "emostream.";
 
+/// Below this, early results would cost more than they show, in nanoseconds.
+const MIN_EMIT_EVERY_NS: i64 = 50_000_000;
+
 /// Reads the options of one table; what is wrong goes into `findings`.
-pub(crate) fn read(decl: &CreateTable, findings: &mut Vec<Finding>) -> TableOptions {
-    let mut options = TableOptions::default();
+pub(crate) fn read(decl: &CreateTable, planner: &Planner, findings: &mut Vec<Finding>) -> Options {
+    let mut read = Options::default();
+    let connector = connector(decl, findings);
+    read.kind = kind(decl, connector, findings);
+    let before = findings.len();
     for (index, option) in decl.options.iter().enumerate() {
         let key = option.key.value.as_str();
         if decl.options[..index].iter().any(|other| other.key.value == key) {
             findings.push(Finding::error(option.key.span, format!("option '{key}' is given twice")));
-        } else if let Err(finding) = read_one(option, &mut options) {
-            findings.push(finding);
+            continue;
         }
+        let checked = check(option, connector, read.kind).and_then(|()| read_one(option, planner, &mut read));
+        findings.extend(checked.err());
     }
-    for (key, values) in [("connector", "'kafka'"), ("type", "'source' or 'sink'")] {
-        if !decl.options.iter().any(|option| option.key.value == key) {
-            let finding = Finding::error(decl.name.span, format!("the table's option '{key}' is missing"));
-            findings.push(finding.help(format!("write {key} = {values} in WITH (…)")));
-        }
+    let Some(connector) = connector else { return read };
+    read.with.connector = connector_of(decl, connector, findings);
+    if findings.len() == before {
+        check_format(decl, connector, &read, findings);
     }
-    check_sides(decl, &mut options, findings);
-    if !decl.options.iter().any(|option| option.key.value == "topic") {
+    if connector == "kafka" && option(decl, "topic").is_none() {
         findings.extend(check_topic(&super::catalog::normalized(&decl.name), decl.name.span).err());
     }
-    options
+    read
 }
 
-fn read_one(option: &OptionDecl, options: &mut TableOptions) -> Result<(), Finding> {
-    let (key, value, at) = (option.key.value.as_str(), option.value.as_str(), option.value_at);
-    match key {
-        "connector" if value == "kafka" => Ok(()),
-        "connector" if LATER_CONNECTORS.contains(&value) => {
-            let finding = Finding::error(at, format!("connector '{value}' is not supported yet"));
-            Err(finding.help("write connector = 'kafka': the log between the stages, embedded or Kafka"))
+fn option<'a>(decl: &'a CreateTable, key: &str) -> Option<&'a OptionDecl> {
+    decl.options.iter().find(|option| option.key.value == key)
+}
+
+/// The connector's name, when there is such a connector.
+fn connector<'a>(decl: &'a CreateTable, findings: &mut Vec<Finding>) -> Option<&'a str> {
+    let Some(option) = option(decl, "connector") else {
+        let finding = Finding::error(decl.name.span, "the table's option 'connector' is missing");
+        findings.push(finding.help("write connector = 'kafka' in WITH (…)"));
+        return None;
+    };
+    // Another value is reported with those of the other options.
+    CONNECTORS.contains(&option.value.as_str()).then_some(&option.value)
+}
+
+/// Whether it is a source or a sink; some connectors can only be one of them.
+fn kind(decl: &CreateTable, connector: Option<&str>, findings: &mut Vec<Finding>) -> Option<TableKind> {
+    let only = match connector {
+        Some("impulse") => SOURCE,
+        Some("stdout" | "blackhole") => SINK,
+        _ => None,
+    };
+    let Some(given) = option(decl, "type") else {
+        if only.is_none() {
+            let finding = Finding::error(decl.name.span, "the table's option 'type' is missing");
+            findings.push(finding.help("write type = 'source' or 'sink' in WITH (…)"));
         }
-        "connector" => Err(unknown_value(at, key, value, &["kafka"])),
-        "type" => {
-            options.kind = Some(match value {
-                "source" => TableKind::Source,
-                "sink" => TableKind::Sink,
-                _ => return Err(unknown_value(at, key, value, &["source", "sink"])),
-            });
-            Ok(())
+        return only;
+    };
+    let kind = match given.value.as_str() {
+        "source" => TableKind::Source,
+        "sink" => TableKind::Sink,
+        _ => return None, // reported with the other values
+    };
+    if let Some(only) = only.filter(|only| *only != kind) {
+        let message =
+            format!("connector '{}' is always a {}", connector.unwrap_or_default(), kind_name(only));
+        let finding = Finding::error(given.value_at, message);
+        findings.push(finding.help(format!("write type = '{}', or leave it out", kind_name(only))));
+        return None;
+    }
+    Some(kind)
+}
+
+fn kind_name(kind: TableKind) -> &'static str {
+    match kind {
+        TableKind::Source => "source",
+        TableKind::Sink => "sink",
+    }
+}
+
+/// Whether there is such an option, it belongs to this table, and has such a value.
+fn check(option: &OptionDecl, connector: Option<&str>, kind: Option<TableKind>) -> Result<(), Finding> {
+    let (key, value) = (option.key.value.as_str(), option.value.as_str());
+    let Some(known) = KNOWN.iter().find(|known| known.key == key) else {
+        let finding = Finding::error(option.key.span, format!("unknown option '{key}'"));
+        return Err(finding.help_nearest(key, "options", KNOWN.iter().map(|known| known.key)));
+    };
+    if let (Some(wanted), Some(kind)) = (known.kind, kind)
+        && wanted != kind
+    {
+        let message = format!("option '{key}' belongs to a {}", kind_name(wanted));
+        return Err(Finding::error(option.key.span, message).help("leave it out"));
+    }
+    if let Some(connector) = connector
+        && !known.connectors.is_empty()
+        && !known.connectors.contains(&connector)
+    {
+        let listed = listed(known.connectors, "or");
+        let message = format!("option '{key}' belongs to connector {listed}, this is '{connector}'");
+        return Err(Finding::error(option.key.span, message).help("leave it out"));
+    }
+    if !known.values.is_empty() && !known.values.contains(&value) {
+        let message = format!("unknown {key} '{value}', expected {}", listed(known.values, "or"));
+        let finding = Finding::error(option.value_at, message);
+        return Err(match nearest(value, known.values.iter().copied()) {
+            Some(near) => finding.help(format!("did you mean '{near}'?")),
+            None => finding,
+        });
+    }
+    match known.later.iter().find(|(later, _)| *later == "*" || *later == value) {
+        Some(("*", help)) => {
+            Err(Finding::error(option.key.span, format!("option '{key}' is not supported yet")).help(*help))
         }
+        Some((later, help)) => {
+            let message = format!("{key} = '{later}' is not supported yet");
+            Err(Finding::error(option.value_at, message).help(*help))
+        }
+        None => Ok(()),
+    }
+}
+
+/// `'a', 'b' or 'c'`.
+fn listed(names: &[&str], last: &str) -> String {
+    let quoted: Vec<String> = names.iter().map(|name| format!("'{name}'")).collect();
+    match quoted.as_slice() {
+        [init @ .., end] if !init.is_empty() => format!("{} {last} {end}", init.join(", ")),
+        all => all.join(", "),
+    }
+}
+
+/// Keeps the value of an option that belongs to the table. Connectors' own are read by [`connector_of`].
+fn read_one(option: &OptionDecl, planner: &Planner, read: &mut Options) -> Result<(), Finding> {
+    let (value, at) = (option.value.as_str(), option.value_at);
+    match option.key.value.as_str() {
         "format" => {
-            options.format = Some(match value {
+            read.format = Some(match value {
                 "arrow" => Format::Arrow,
-                "json" => Format::Json,
-                "raw_string" => return Err(Finding::error(at, "format 'raw_string' is not supported yet")),
-                _ => return Err(unknown_value(at, key, value, &["arrow", "json"])),
+                "raw_string" => Format::RawString,
+                _ => Format::Json,
             });
-            Ok(())
         }
         "topic" => {
             check_topic(value, at)?;
-            options.topic = Some(value.to_owned());
-            Ok(())
+            read.topic = Some(value.to_owned());
         }
-        "sink.key_field" => {
-            options.key_field = Some((value.to_owned(), at));
-            Ok(())
+        "sink.key_field" => read.key_field = Some((value.to_owned(), at)),
+        "event_time_field" => read.event_time_field = Some((value.to_owned(), at)),
+        "watermark_field" => read.watermark_field = Some((value.to_owned(), at)),
+        "framing" => read.with.framing = Some(Framing::Newline),
+        "bad_data" if value == "fail" => read.with.bad_data = BadData::Fail,
+        "late_rows" if value == "table" => read.with.late_rows = LateRows::Table,
+        "source.offset" => {
+            read.with.source_offset = match value {
+                "latest" => SourceOffset::Latest,
+                "group" => SourceOffset::Group,
+                _ => SourceOffset::Earliest,
+            };
         }
-        _ => read_rest(option),
-    }
-}
-
-/// Options without a field of their own.
-fn read_rest(option: &OptionDecl) -> Result<(), Finding> {
-    let (key, value) = (option.key.value.as_str(), option.value.as_str());
-    if let Some((_, only)) = ONLY.iter().find(|(name, _)| *name == key) {
-        if value == *only {
-            return Ok(());
-        }
-        let finding = Finding::error(option.value_at, format!("{key} = '{value}' is not supported yet"));
-        return Err(finding.help(format!("write '{only}', or leave the option out")));
-    }
-    if KNOWN.contains(&key) {
-        let finding = Finding::error(option.key.span, format!("option '{key}' is not supported yet"));
-        return Err(match key {
-            "bootstrap_servers" | "client_configs" => {
-                finding.help("leave it out; the log is set under [log] in the settings")
-            }
-            "event_time_field" | "watermark_field" => {
-                finding.help("write WATERMARK FOR column AS (column - INTERVAL '500 milliseconds')")
-            }
-            _ => finding.help("leave it out"),
-        });
-    }
-    let finding = Finding::error(option.key.span, format!("unknown option '{key}'"));
-    Err(finding.help_nearest(key, "options", KNOWN))
-}
-
-/// A value that none of the expected is.
-fn unknown_value(at: Span, key: &str, value: &str, expected: &[&str]) -> Finding {
-    let listed = expected.iter().map(|e| format!("'{e}'")).collect::<Vec<_>>().join(" or ");
-    let finding = Finding::error(at, format!("unknown {key} '{value}', expected {listed}"));
-    match super::diagnostic::nearest(value, expected.iter().copied()) {
-        Some(near) => finding.help(format!("did you mean '{near}'?")),
-        None => finding,
-    }
-}
-
-/// What fits only one side of the engine.
-fn check_sides(decl: &CreateTable, options: &mut TableOptions, findings: &mut Vec<Finding>) {
-    let Some(kind) = options.kind else { return };
-    let place = |key: &str| {
-        let option = decl.options.iter().find(|option| option.key.value == key);
-        option.map_or(decl.name.span, |option| option.value_at)
-    };
-    match (kind, options.format) {
-        (TableKind::Source, Some(Format::Json)) => {
-            let finding = Finding::error(place("format"), "a source in format 'json' is not supported yet");
-            findings.push(finding.help("write format = 'arrow'; rows are posted as JSON all the same"));
-        }
-        (TableKind::Sink, Some(Format::Arrow)) => {
-            let finding = Finding::error(place("format"), "a sink in format 'arrow' is not supported yet");
-            findings.push(finding.help("write format = 'json'"));
-        }
+        "emit_every" => read.with.emit_every_ns = Some(emit_every_ns(option, planner)?),
         _ => {}
     }
-    let (other, other_prefix) = match kind {
-        TableKind::Source => ("sink", "sink."),
-        TableKind::Sink => ("source", "source."),
-    };
-    for option in decl.options.iter().filter(|option| option.key.value.starts_with(other_prefix)) {
-        let message = format!("option '{}' belongs to a {other}", option.key.value);
-        findings.push(Finding::error(option.key.span, message).help("leave it out"));
+    Ok(())
+}
+
+fn emit_every_ns(option: &OptionDecl, planner: &Planner) -> Result<i64, Finding> {
+    const HELP: &str = "write emit_every = '200 milliseconds'";
+    let wrong = |message: String| Finding::error(option.value_at, message).help(HELP);
+    let none = || wrong(format!("'{}' is no interval", option.value));
+    // Without a unit, an interval would be seconds: too easily meant as milliseconds.
+    let has_unit = option.value.chars().any(char::is_alphabetic);
+    let interval = parse_interval(&option.value).filter(|_| has_unit).ok_or_else(none)?;
+    let Expr::Interval(text) = &interval else { return Err(none()) };
+    if !matches!(text.value.as_ref(), Expr::Value(value) if matches!(value.value, Value::SingleQuotedString(_)))
+    {
+        return Err(none());
     }
-    if kind == TableKind::Source {
-        options.key_field = None;
+    match planner.constant_interval(&interval) {
+        Some(Ok(ns)) if ns >= MIN_EMIT_EVERY_NS => Ok(ns),
+        Some(Ok(_)) => Err(wrong("early results come at least 50 milliseconds apart".to_owned())),
+        Some(Err(why)) => Err(wrong(why)),
+        None => Err(none()),
+    }
+}
+
+/// The connector with its own options.
+fn connector_of(decl: &CreateTable, connector: &str, findings: &mut Vec<Finding>) -> Connector {
+    let mut required = |key: &str, example: &str| {
+        let found = option(decl, key).map(|option| (option.value.clone(), option.value_at));
+        if found.is_none() {
+            let message = format!("connector '{connector}' needs the option '{key}'");
+            findings.push(Finding::error(decl.name.span, message).help(format!("write {key} = {example}")));
+        }
+        found
+    };
+    match connector {
+        "single_file" => match required("path", "'reactions.jsonl'") {
+            Some((path, at)) if path.trim().is_empty() => {
+                findings.push(Finding::error(at, "the file's path is empty"));
+                Connector::default()
+            }
+            Some((path, _)) => Connector::SingleFile { path },
+            None => Connector::default(),
+        },
+        "stdout" => Connector::Stdout,
+        "blackhole" => Connector::Blackhole,
+        "impulse" => {
+            let rate = required("event_rate", "'1000'").and_then(|(text, at)| {
+                let rate = text.parse::<f64>().ok().filter(|rate| rate.is_finite() && *rate > 0.0);
+                if rate.is_none() {
+                    let message = format!("event_rate is rows a second, a number above 0, not '{text}'");
+                    findings.push(Finding::error(at, message).help("write event_rate = '1000'"));
+                }
+                rate
+            });
+            let message_count = option(decl, "message_count").and_then(|option| {
+                let count = option.value.parse::<u64>().ok();
+                if count.is_none() {
+                    let message = format!("message_count is a whole number, not '{}'", option.value);
+                    findings
+                        .push(Finding::error(option.value_at, message).help("write message_count = '1000'"));
+                }
+                count
+            });
+            Connector::Impulse { event_rate: rate.unwrap_or_default(), message_count }
+        }
+        _ => Connector::Kafka,
+    }
+}
+
+/// Which format fits which connector and side, and which options fit which format.
+fn check_format(decl: &CreateTable, connector: &str, read: &Options, findings: &mut Vec<Finding>) {
+    let format_at = option(decl, "format").map_or(decl.name.span, |option| option.value_at);
+    let refused = match (connector, read.kind, read.format) {
+        ("kafka", SINK, Some(format @ (Format::Arrow | Format::RawString))) => {
+            let message = format!("a kafka sink in format '{}' is not supported yet", format_name(format));
+            Some((message, "write format = 'json'"))
+        }
+        ("stdout", _, Some(Format::Arrow)) => {
+            Some(("stdout is for people: it has no format 'arrow'".to_owned(), "write format = 'json'"))
+        }
+        ("impulse", _, Some(_)) => {
+            Some(("an impulse has no format: its rows are made, not read".to_owned(), "leave it out"))
+        }
+        _ => None,
+    };
+    if let Some((message, help)) = refused {
+        findings.push(Finding::error(format_at, message).help(help));
+    }
+    let format = read.format.or_else(|| read.kind.map(|kind| default_format(&read.with.connector, kind)));
+    for key in ["framing", "json.timestamp_format"] {
+        if let (Some(option), Some(format)) = (option(decl, key), format)
+            && format != Format::Json
+        {
+            let message =
+                format!("option '{key}' belongs to format 'json', this is '{}'", format_name(format));
+            findings.push(
+                Finding::error(option.key.span, message).help("write format = 'json', or leave it out"),
+            );
+        }
+    }
+}
+
+/// The format of a table that names none: ours in the log, JSON lines elsewhere.
+pub(crate) fn default_format(connector: &Connector, kind: TableKind) -> Format {
+    match (connector, kind) {
+        (Connector::Kafka, TableKind::Source) => Format::Arrow,
+        _ => Format::Json,
+    }
+}
+
+fn format_name(format: Format) -> &'static str {
+    match format {
+        Format::Arrow => "arrow",
+        Format::Json => "json",
+        Format::RawString => "raw_string",
     }
 }
 

@@ -43,8 +43,10 @@ pub(crate) struct ColumnDecl {
     pub(crate) type_at: Span,
     pub(crate) not_null: bool,
     pub(crate) default: Option<(Expr, Span)>,
-    /// What is recognised and refused: its place and its name.
-    pub(crate) unsupported: Vec<(Span, &'static str)>,
+    /// `GENERATED ALWAYS AS (expr) [STORED]`
+    pub(crate) generated: Option<(Expr, Span)>,
+    /// `METADATA FROM 'name'`
+    pub(crate) metadata: Option<(String, Span)>,
 }
 
 /// `WATERMARK FOR column [AS (expr)]` as written.
@@ -156,11 +158,25 @@ fn creates_table(parser: &Parser<'_>) -> bool {
 fn create_table(parser: &mut Parser<'_>) -> Parsed<CreateTable> {
     parser.expect_keywords(&[Keyword::CREATE, Keyword::TABLE]).map_err(finding_of)?;
     let name = identifier(parser, "a table name")?;
+    let mut table = CreateTable { name, columns: vec![], watermarks: vec![], options: vec![] };
+    if !parser.peek_keyword(Keyword::WITH) {
+        table_columns(parser, &mut table)?;
+    }
+    let next = parser.peek_token();
+    if parser.parse_keyword(Keyword::WITH) {
+        table.options = options(parser)?;
+    } else {
+        return Err(expected(&next, "WITH (connector = …, type = …)"));
+    }
+    Ok(table)
+}
+
+/// `(columns, watermark)`
+fn table_columns(parser: &mut Parser<'_>, table: &mut CreateTable) -> Parsed<()> {
     let open = parser.peek_token();
     if !parser.consume_token(&Token::LParen) {
         return Err(expected(&open, "'(' and the table's columns"));
     }
-    let mut table = CreateTable { name, columns: vec![], watermarks: vec![], options: vec![] };
     loop {
         let at = parser.peek_token();
         if is_watermark(parser)? {
@@ -171,17 +187,10 @@ fn create_table(parser: &mut Parser<'_>) -> Parsed<CreateTable> {
         let next = parser.next_token();
         match next.token {
             Token::Comma => {}
-            Token::RParen => break,
+            Token::RParen => return Ok(()),
             _ => return Err(expected(&next, "',' or ')' after a column, NOT NULL, or DEFAULT")),
         }
     }
-    let next = parser.peek_token();
-    if parser.parse_keyword(Keyword::WITH) {
-        table.options = options(parser)?;
-    } else {
-        return Err(expected(&next, "WITH (connector = …, type = …)"));
-    }
-    Ok(table)
 }
 
 /// Whether `WATERMARK FOR` comes next. No column can have a type named FOR, so a near miss is one too.
@@ -235,7 +244,8 @@ fn column(parser: &mut Parser<'_>) -> Parsed<ColumnDecl> {
         type_at: type_token.span,
         not_null: false,
         default: None,
-        unsupported: vec![],
+        generated: None,
+        metadata: None,
     };
     while column_option(parser, &mut column)? {}
     Ok(column)
@@ -261,11 +271,10 @@ fn column_option(parser: &mut Parser<'_>, column: &mut ColumnDecl) -> Parsed<boo
         if !parser.parse_keyword(Keyword::FROM) {
             return Err(expected(&parser.peek_token(), "FROM and the metadata's name in quotes"));
         }
-        parser.parse_literal_string().map_err(finding_of)?;
-        column.unsupported.push((at.span, "METADATA FROM"));
+        let at = parser.peek_token().span;
+        column.metadata = Some((parser.parse_literal_string().map_err(finding_of)?, at));
     } else if parser.parse_keyword(Keyword::GENERATED) {
-        generated(parser)?;
-        column.unsupported.push((at.span, "GENERATED ALWAYS AS"));
+        column.generated = Some(generated(parser)?);
     } else {
         let options = ["NOT NULL", "DEFAULT", "METADATA FROM", "GENERATED ALWAYS AS"];
         let finding = Finding::error(at.span, format!("unknown column option '{}'", word.value));
@@ -274,13 +283,23 @@ fn column_option(parser: &mut Parser<'_>, column: &mut ColumnDecl) -> Parsed<boo
     Ok(true)
 }
 
-fn generated(parser: &mut Parser<'_>) -> Parsed<()> {
+/// Behind the word GENERATED. STORED or not is the same here: the value is computed when the row is read.
+fn generated(parser: &mut Parser<'_>) -> Parsed<(Expr, Span)> {
     parser.expect_keywords(&[Keyword::ALWAYS, Keyword::AS]).map_err(finding_of)?;
     parser.expect_token(&Token::LParen).map_err(finding_of)?;
-    parser.parse_expr().map_err(finding_of)?;
+    let at = parser.peek_token().span;
+    let expr = parser.parse_expr().map_err(finding_of)?;
     parser.expect_token(&Token::RParen).map_err(finding_of)?;
     let _stored = parser.parse_keyword(Keyword::STORED);
-    Ok(())
+    Ok((expr, at))
+}
+
+/// `200 milliseconds` as the literal `INTERVAL '200 milliseconds'`; `None` for what does not even look like one.
+pub(crate) fn parse_interval(text: &str) -> Option<Expr> {
+    if text.contains('\'') {
+        return None;
+    }
+    Parser::new(&GenericDialect {}).try_with_sql(&format!("INTERVAL '{text}'")).ok()?.parse_expr().ok()
 }
 
 fn options(parser: &mut Parser<'_>) -> Parsed<Vec<OptionDecl>> {

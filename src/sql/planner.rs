@@ -37,6 +37,8 @@ pub(crate) struct Planner {
     config: Arc<ConfigOptions>,
     pub(crate) functions: Functions,
     pub(crate) relations: BTreeMap<String, Relation>,
+    /// The declared columns of tables where they are not the physical ones, as a plan over those.
+    pub(crate) declared: BTreeMap<String, LogicalPlan>,
 }
 
 impl Planner {
@@ -46,7 +48,12 @@ impl Planner {
         config.sql_parser.map_string_types_to_utf8view = false;
         config.sql_parser.collect_spans = true;
         config.execution.target_partitions = 1;
-        Self { config: Arc::new(config), functions: Functions::new(), relations: BTreeMap::new() }
+        Self {
+            config: Arc::new(config),
+            functions: Functions::new(),
+            relations: BTreeMap::new(),
+            declared: BTreeMap::new(),
+        }
     }
 
     /// The query's plan after type coercion, before any optimiser rule.
@@ -92,6 +99,12 @@ struct Source {
     plan: Option<LogicalPlan>,
 }
 
+impl Source {
+    fn of_plan(plan: &LogicalPlan) -> Self {
+        Self { schema: Arc::new(plan.schema().as_arrow().clone()), plan: Some(plan.clone()) }
+    }
+}
+
 impl TableSource for Source {
     fn schema(&self) -> SchemaRef {
         Arc::clone(&self.schema)
@@ -106,12 +119,12 @@ impl ContextProvider for Planner {
     fn get_table_source(&self, name: TableReference) -> Result<Arc<dyn TableSource>> {
         match self.relations.get(name.table()) {
             Some(Relation::Table(table)) if table.kind == TableKind::Source => {
-                Ok(Arc::new(Source { schema: arrow_schema(table), plan: None }))
+                Ok(Arc::new(match self.declared.get(&table.name) {
+                    Some(plan) => Source::of_plan(plan),
+                    None => Source { schema: arrow_schema(table), plan: None },
+                }))
             }
-            Some(Relation::View(plan)) => {
-                let schema = Arc::new(plan.schema().as_arrow().clone());
-                Ok(Arc::new(Source { schema, plan: Some(plan.clone()) }))
-            }
+            Some(Relation::View(plan)) => Ok(Arc::new(Source::of_plan(plan))),
             _ => plan_err!("no source table or view is called '{name}'"),
         }
     }

@@ -15,9 +15,11 @@ use super::diagnostic::{Finding, start_of_text};
 use super::parse::{CreateTable, Statement, StatementKind, parse};
 use super::planner::{Planner, Relation};
 
-use super::{Diagnostic, Program, Query, Severity, SqlFile, catalog, checks, cut, errors, rewrite};
+use super::{
+    Diagnostic, Program, Query, Severity, SqlFile, catalog, checks, cut, errors, generated, rewrite,
+};
 use crate::reaction::schema::arrow_type;
-use crate::reaction::table::{Table, TableKind};
+use crate::reaction::table::{Connector, Table, TableKind};
 
 /// Plans the files as one program, whatever their order: every `CREATE` counts for all of them.
 ///
@@ -126,7 +128,7 @@ impl Build {
             return;
         }
         let relation = match catalog::table(decl, &self.planner) {
-            Ok(table) => match self.tables.iter().find(|other| other.topic == table.topic) {
+            Ok(table) => match self.tables.iter().find(|other| shares_topic(other, &table)) {
                 Some(other) => {
                     let message =
                         format!("topic '{}' is used by table '{}' already", table.topic, other.name);
@@ -145,7 +147,48 @@ impl Build {
                 Relation::Broken
             }
         };
-        self.planner.relations.insert(name, relation);
+        let physical = match &relation {
+            Relation::Table(table) => Some(table.clone()),
+            _ => None,
+        };
+        self.planner.relations.insert(name.clone(), relation);
+        if let Some(table) = physical.filter(|table| table.kind == TableKind::Source)
+            && !self.declared_columns(file, decl, &table)
+        {
+            self.planner.relations.insert(name, Relation::Broken);
+        }
+    }
+
+    /// Plans what a query sees of a source; false when that is wrong.
+    fn declared_columns(&mut self, file: &SqlFile, decl: &CreateTable, table: &Table) -> bool {
+        let (query, declared) = match generated::declared_columns(decl, table, &self.planner) {
+            Ok(None) => return true,
+            Ok(Some(declared)) => declared,
+            Err(findings) => {
+                self.report(file, findings);
+                return false;
+            }
+        };
+        let Some(plan) = self.plan(file, &query) else { return false };
+        let mistyped = generated::mistyped(&plan, &declared, &query, is_assignable, sql_name);
+        if !mistyped.is_empty() {
+            self.report(file, mistyped);
+            return false;
+        }
+        let analysed = into_sink(plan, &declared, &query).and_then(|(plan, warnings)| {
+            self.report(file, warnings);
+            self.planner.analyse(plan).map_err(|error| vec![errors::finding(&error, &query, true)])
+        });
+        match analysed {
+            Ok(plan) => {
+                self.planner.declared.insert(table.name.clone(), plan);
+                true
+            }
+            Err(findings) => {
+                self.report(file, findings);
+                false
+            }
+        }
     }
 
     /// Views in any order: one that reads another waits until that is known.
@@ -346,6 +389,12 @@ impl Build {
     }
 }
 
+/// Two tables on one topic would mix their rows.
+fn shares_topic(one: &Table, other: &Table) -> bool {
+    let in_the_log = |table: &Table| table.with.connector == Connector::Kafka;
+    in_the_log(one) && in_the_log(other) && one.topic == other.topic
+}
+
 fn declared_name(statement: &Statement) -> Option<String> {
     match &statement.kind {
         StatementKind::CreateTable(decl) => Some(catalog::normalized(&decl.name)),
@@ -451,10 +500,14 @@ fn unassignable(at: Span, from: &DataType, sink: &str, target: &crate::reaction:
 fn is_assignable(from: &DataType, to: &DataType) -> bool {
     match to {
         _ if from == to || from.is_null() => true,
-        DataType::Utf8 => !from.is_nested() && can_cast_types(from, to),
+        DataType::Utf8 => !from.is_nested() && !from.is_binary() && can_cast_types(from, to),
         DataType::Timestamp(..) => {
             matches!(from, DataType::Timestamp(..) | DataType::Date32 | DataType::Date64)
         }
+        DataType::List(to) => match from {
+            DataType::List(from) => is_assignable(from.data_type(), to.data_type()),
+            _ => false,
+        },
         to if to.is_numeric() => from.is_numeric(),
         _ => false,
     }
@@ -471,6 +524,9 @@ fn sql_name(data_type: &DataType) -> String {
         DataType::Float64 => "DOUBLE".to_owned(),
         DataType::Boolean => "BOOLEAN".to_owned(),
         DataType::Timestamp(..) => "TIMESTAMP".to_owned(),
+        DataType::Binary | DataType::LargeBinary | DataType::BinaryView => "BYTEA".to_owned(),
+        DataType::Decimal128(precision, scale) => format!("DECIMAL({precision}, {scale})"),
+        DataType::List(item) | DataType::LargeList(item) => format!("{}[]", sql_name(item.data_type())),
         DataType::Struct(_) => "a window".to_owned(),
         other => other.to_string(),
     }

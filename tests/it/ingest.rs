@@ -14,7 +14,9 @@ use emostream::http;
 use emostream::ingest::{Ingest, Settings, routes};
 use emostream::log::program::ProgramView;
 use emostream::log::{ARROW_STREAM, HEADER_CONTENT_TYPE, HEADER_ROWS, codec};
-use emostream::reaction::table::{Column, ColumnType, DefaultValue, Format, Table, TableKind, Watermark};
+use emostream::reaction::table::{
+    Column, ColumnSource, ColumnType, DefaultValue, Format, Table, TableKind, TableOptions, Watermark,
+};
 use emostream::shutdown::Tasks;
 use futures::future::join_all;
 use reqwest::{RequestBuilder, StatusCode};
@@ -121,7 +123,7 @@ fn text(batch: &RecordBatch, column: usize) -> Vec<String> {
 }
 
 fn column(name: &str, data_type: ColumnType, default: Option<DefaultValue>) -> Column {
-    Column { name: name.to_owned(), data_type, nullable: false, default }
+    Column { name: name.to_owned(), data_type, nullable: false, default, source: ColumnSource::Record }
 }
 
 fn table(name: &str, kind: TableKind, columns: Vec<Column>) -> Table {
@@ -134,6 +136,7 @@ fn table(name: &str, kind: TableKind, columns: Vec<Column>) -> Table {
         watermark: None,
         key_field: None,
         options: BTreeMap::new(),
+        with: TableOptions::default(),
     }
 }
 

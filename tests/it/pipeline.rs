@@ -24,7 +24,7 @@ const RULES: TimeRules = TimeRules { future_tolerance_ms: 5_000, idle_ms: 0 };
 const MS: i64 = 1_000_000;
 
 /// A reaction: user, emoji, room, event time in milliseconds.
-type Reaction = (String, String, String, i64);
+pub(crate) type Reaction = (String, String, String, i64);
 
 pub(crate) fn compile(tables: &str, query: &str) -> Arc<CompiledQuery> {
     let files = [
@@ -50,17 +50,17 @@ fn batch(table: &Table, reactions: &[Reaction]) -> RecordBatch {
 }
 
 /// A log in memory and a query that reads it, with time under the test's control.
-struct Stage {
-    query: Arc<CompiledQuery>,
+pub(crate) struct Stage {
+    pub(crate) query: Arc<CompiledQuery>,
     log: Vec<Vec<Record>>,
     partitions: Vec<Partition>,
     closer: Closer,
     checkpoint: Option<Checkpoint>,
-    emitted: Vec<Map<String, Value>>,
+    pub(crate) emitted: Vec<Map<String, Value>>,
 }
 
 impl Stage {
-    fn new(query: Arc<CompiledQuery>, partitions: usize) -> Self {
+    pub(crate) fn new(query: Arc<CompiledQuery>, partitions: usize) -> Self {
         let mut stage = Self {
             closer: Closer::new(Arc::clone(&query), 1, &Start::decide(&query, None, &[])),
             query,
@@ -76,18 +76,30 @@ impl Stage {
     /// As after `kill -9`: only the log and the last commit are left.
     fn restart(&mut self) {
         let start = Start::decide(&self.query, self.checkpoint.as_ref(), &vec![0; self.log.len()]);
-        let partition =
-            |position: &_| Partition::new(Arc::clone(&self.query), RULES, *position, start.emitted);
-        self.partitions = start.positions.iter().map(partition).collect();
+        let partition = |(number, position): (u32, &_)| {
+            Partition::new(Arc::clone(&self.query), RULES, *position, start.emitted).numbered(number)
+        };
+        self.partitions = (0..).zip(&start.positions).map(partition).collect();
         self.closer = Closer::new(Arc::clone(&self.query), 1, &start);
     }
 
-    fn append(&mut self, partition: usize, reactions: &[Reaction], timestamp_ms: i64) {
-        let record = codec::encode(&batch(&self.query.source, reactions)).unwrap();
+    pub(crate) fn append(&mut self, partition: usize, reactions: &[Reaction], timestamp_ms: i64) {
+        let batch = batch(&self.query.source, reactions);
+        self.append_batch(partition, &batch, timestamp_ms, None);
+    }
+
+    pub(crate) fn append_batch(
+        &mut self,
+        partition: usize,
+        batch: &RecordBatch,
+        timestamp_ms: i64,
+        key: Option<&'static [u8]>,
+    ) {
+        let record = codec::encode(batch).unwrap();
         let offset = self.log[partition].len() as i64;
         let Some(value) = record.value else { panic!("a record has a value") };
-        let headers = record.headers;
-        self.log[partition].push(Record { offset, timestamp_ms, key: None, value: Some(value), headers });
+        let (headers, key) = (record.headers, key.map(Into::into));
+        self.log[partition].push(Record { offset, timestamp_ms, key, value: Some(value), headers });
     }
 
     /// Reads one record of a partition, if there is one.
@@ -125,7 +137,7 @@ impl Stage {
         self.checkpoint = Some(serde_json::from_slice(&text).unwrap());
     }
 
-    fn read_all(&mut self) {
+    pub(crate) fn read_all(&mut self) {
         for partition in 0..self.log.len() {
             while self.read(partition) {
                 self.close();
@@ -134,12 +146,12 @@ impl Stage {
     }
 
     /// All partitions are proved complete up to this time.
-    fn end(&mut self, ms: i64) {
+    pub(crate) fn end(&mut self, ms: i64) {
         self.partitions.iter_mut().for_each(|partition| partition.prove_end(ms));
         self.close();
     }
 
-    fn sorted(&self) -> Vec<String> {
+    pub(crate) fn sorted(&self) -> Vec<String> {
         let mut rows: Vec<_> = self.emitted.iter().map(|row| Value::from(row.clone()).to_string()).collect();
         rows.sort();
         rows

@@ -14,7 +14,7 @@ use emostream::log::{
     NewRecord, Retention, TopicSpec, Transaction,
 };
 use emostream::publish::{Settings, Tier, live_router};
-use emostream::reaction::table::{Column, ColumnType, Format, Table, TableKind};
+use emostream::reaction::table::{Column, ColumnSource, ColumnType, Format, Table, TableKind, TableOptions};
 use emostream::reaction::time::format_rfc3339;
 use emostream::shutdown::Tasks;
 use futures::StreamExt;
@@ -32,8 +32,13 @@ const PARTITIONS: u32 = 3;
 const SECOND_NS: i64 = 1_000_000_000;
 
 fn sink() -> Table {
-    let column =
-        |name: &str, data_type| Column { name: name.to_owned(), data_type, nullable: true, default: None };
+    let column = |name: &str, data_type| Column {
+        name: name.to_owned(),
+        data_type,
+        nullable: true,
+        default: None,
+        source: ColumnSource::Record,
+    };
     Table {
         name: SINK.to_owned(),
         kind: TableKind::Sink,
@@ -43,6 +48,7 @@ fn sink() -> Table {
         watermark: None,
         key_field: None,
         options: BTreeMap::new(),
+        with: TableOptions::default(),
     }
 }
 

@@ -54,7 +54,7 @@ fn describe(program: &Program) -> String {
     text
 }
 
-fn describe_query(query: &Query) -> String {
+pub(crate) fn describe_query(query: &Query) -> String {
     let cut = &query.cut;
     let mut text = String::new();
     writeln!(text, "query {}: {} into {}", query.name, query.source.name, query.sink.name).unwrap();

@@ -1,0 +1,20 @@
+CREATE TABLE a (x TEXT) WITH (connector = 'single_file', type = 'sink');
+CREATE TABLE b (x TEXT) WITH (connector = 'single_file', type = 'source', path = ' ');
+CREATE TABLE c (x TEXT) WITH (connector = 'stdout', type = 'source');
+CREATE TABLE d (x TEXT) WITH (connector = 'stdout', format = 'arrow', path = 'x');
+CREATE TABLE e WITH (connector = 'impulse');
+CREATE TABLE f WITH (connector = 'impulse', event_rate = 'fast', message_count = '-1', format = 'json');
+CREATE TABLE g (x TEXT) WITH (connector = 'impulse', event_rate = '1', type = 'sink');
+CREATE TABLE h (n BIGINT) WITH (connector = 'impulse', event_rate = '1');
+CREATE TABLE i WITH (connector = 'kafka', type = 'source');
+CREATE TABLE j (x TEXT) WITH (connector = 'kafka', type = 'source', event_rate = '1', message_count = '2');
+CREATE TABLE k (x TEXT) WITH (connector = 'blackhole', topic = 'x');
+CREATE TABLE l WITH (connector = 'impulse', event_rate = '0', event_time_interval = '5');
+CREATE TABLE m (x TEXT) WITH (connector = 'single_file', type = 'source', path = 'x.jsonl');
+CREATE TABLE n (x TEXT) WITH (connector = 'singel_file', type = 'sink', path = 'x');
+CREATE TABLE o (x TEXT);
+CREATE TABLE p WITH (connector = 'impulse', event_rate = '1', format = 'json');
+CREATE TABLE q (x TEXT) WITH (connector = 'stdout', format = 'arrow');
+CREATE TABLE r (counter BIGINT UNSIGNED NOT NULL, subtask_index BIGINT UNSIGNED NOT NULL, WATERMARK FOR counter)
+WITH (connector = 'impulse', event_rate = '1');
+CREATE TABLE s (x TEXT) WITH (connector = 'kafka', type = 'sink', format = 'arrow');

@@ -1,0 +1,15 @@
+CREATE TABLE a (x INT, y TEXT GENERATED ALWAYS AS (uper(z))) WITH (connector = 'kafka', type = 'source');
+CREATE TABLE b (x INT, y TEXT GENERATED ALWAYS AS (upper(xx))) WITH (connector = 'kafka', type = 'source');
+CREATE TABLE c (x INT, y BOOLEAN GENERATED ALWAYS AS (x + 1)) WITH (connector = 'kafka', type = 'source');
+CREATE TABLE d (x INT, y BIGINT GENERATED ALWAYS AS (sum(x))) WITH (connector = 'kafka', type = 'source');
+CREATE TABLE e (x INT, y BIGINT GENERATED ALWAYS AS (row_number() OVER (ORDER BY x))) WITH (connector = 'kafka', type = 'source');
+CREATE TABLE f (x INT, y TIMESTAMP GENERATED ALWAYS AS (now())) WITH (connector = 'kafka', type = 'source');
+CREATE TABLE g (x INT, y INT GENERATED ALWAYS AS (x + 1), z INT GENERATED ALWAYS AS (y + 1)) WITH (connector = 'kafka', type = 'source');
+CREATE TABLE h (x INT, y INT GENERATED ALWAYS AS (y)) WITH (connector = 'kafka', type = 'source');
+CREATE TABLE i (x INT, y INT DEFAULT 1 GENERATED ALWAYS AS (x)) WITH (connector = 'kafka', type = 'source');
+CREATE TABLE j (x INT, y INT GENERATED ALWAYS AS (x)) WITH (connector = 'kafka', type = 'sink');
+CREATE TABLE k (x INT, y INT GENERATED ALWAYS AS (SELECT 1)) WITH (connector = 'kafka', type = 'source');
+CREATE TABLE l (x INT, y INT GENERATED ALWAYS AS ((SELECT max(x) FROM a))) WITH (connector = 'kafka', type = 'source');
+CREATE TABLE m (x INT, y INT GENERATED AS (x)) WITH (connector = 'kafka', type = 'source');
+CREATE TABLE n (x INT, y INT GENERATED ALWAYS AS (tumble(INTERVAL '1 second'))) WITH (connector = 'kafka', type = 'source');
+CREATE TABLE o (s TEXT, at TIMESTAMP NOT NULL GENERATED ALWAYS AS (CAST(s AS TIMESTAMP)), WATERMARK FOR at) WITH (connector = 'kafka', type = 'source');

@@ -1,0 +1,15 @@
+CREATE TABLE a (x TEXT) WITH (connector = 'kafka', type = 'source', emit_every = '1 second', 'sink.commit_mode' = 'exactly_once');
+CREATE TABLE b (x TEXT) WITH (connector = 'kafka', type = 'sink', late_rows = 'table', bad_data = 'drop');
+CREATE TABLE c (x TEXT) WITH (connector = 'kafka', type = 'source', late_rows = 'tabel', bad_data = 'skip', framing = 'lines');
+CREATE TABLE d (x TEXT) WITH (connector = 'kafka', type = 'source', framing = 'newline', 'json.timestamp_format' = 'unix_millis');
+CREATE TABLE e (x TEXT) WITH (connector = 'kafka', type = 'sink', emit_every = '10 milliseconds');
+CREATE TABLE f (x TEXT) WITH (connector = 'kafka', type = 'sink', emit_every = '200');
+CREATE TABLE g (x TEXT) WITH (connector = 'kafka', type = 'sink', emit_every = 'often');
+CREATE TABLE h (x TEXT) WITH (connector = 'kafka', type = 'sink', emit_every = '1 month');
+CREATE TABLE i (x TEXT) WITH (connector = 'kafka', type = 'sink', emit_every = '1'' second');
+CREATE TABLE j (x TEXT) WITH (connector = 'kafka', type = 'sink', format = 'raw_string');
+CREATE TABLE k (text TEXT) WITH (connector = 'kafka', type = 'source', format = 'raw_string');
+CREATE TABLE l (value TEXT, n INT) WITH (connector = 'kafka', type = 'source', format = 'raw_string', framing = 'newline');
+CREATE TABLE m (x TEXT) WITH (connector = 'kafka', type = 'source', 'source.read_mode' = 'read_uncommitted', 'source.group_id' = 'g');
+CREATE TABLE n (x TEXT) WITH (connector = 'kafka', type = 'sink', 'sink.timestamp_field' = 'x', client_configs = 'a=b');
+CREATE TABLE o (x TEXT) WITH (connector = 'kafka', type = 'source', 'source.offset' = 'lates', 'sorce.offset' = 'latest');
