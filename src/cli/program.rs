@@ -9,7 +9,7 @@ use crate::config::Settings;
 use crate::engine::Engine;
 use crate::log::Log;
 use crate::log::program::{self, ProgramView, QueryEntry};
-use crate::reaction::table::{Table, TableKind};
+use crate::reaction::table::{Connector, Table, TableKind};
 use crate::sql::{self, Program, SqlFile};
 
 /// Where the SQL is when nobody says.
@@ -36,6 +36,10 @@ pub(super) fn load(dir: Option<&Path>) -> Result<Program, Failure> {
     let program = plan(&files)?;
     if !program.tables.iter().any(|table| table.kind == TableKind::Source) {
         let detail = "no file declares a source table (CREATE TABLE … WITH (type = 'source', …))";
+        return Err(Failure::input(format!("{}: {detail}", folder.display())));
+    }
+    if let Some(table) = program.tables.iter().find(|table| table.with.connector != Connector::Kafka) {
+        let detail = format!("table '{}' is not in the log: only connector 'kafka' runs here", table.name);
         return Err(Failure::input(format!("{}: {detail}", folder.display())));
     }
     if program.queries.is_empty() {
