@@ -110,11 +110,13 @@ fn message_of(root: &DataFusionError) -> String {
     text[..end].trim().lines().next().unwrap_or_default().trim_end_matches('.').to_owned()
 }
 
-/// DataFusion prints an interval as its Rust value.
+/// DataFusion prints an interval as its Rust value, and wraps what a function says of its arguments.
 fn readable(message: &str) -> String {
+    const WRAPPED: &str = "coercion failed with: Error during planning: ";
     const OPEN: &str = "IntervalMonthDayNano(\"IntervalMonthDayNano {";
     const CLOSE: &str = "}\")";
-    let mut text = message.to_owned();
+    let said = message.split_once(WRAPPED).map(|(_, said)| said.split(". No function matches").next());
+    let mut text = said.flatten().unwrap_or(message).to_owned();
     while let Some(start) = text.find(OPEN)
         && let Some(length) = text[start..].find(CLOSE)
     {
