@@ -9,6 +9,8 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -20,7 +22,7 @@ use crate::log::program::QueryEntry;
 use crate::log::{LogError, TOPIC_CHECKPOINTS};
 use crate::reaction::checkpoint::{Checkpoint, Gap};
 use crate::reaction::figures::Figures;
-use crate::reaction::table::{DefaultValue, Table, TableKind};
+use crate::reaction::table::{ColumnType, DefaultValue, Table, TableKind};
 use crate::reaction::time::format_rfc3339;
 
 /// The formats of results that are described and come later.
@@ -157,7 +159,7 @@ async fn describe<'a>(query: &Query, table: &'a Table) -> Result<TableAnswer<'a>
             "name": column.name,
             "type": column.data_type.sql_name(),
             "nullable": column.nullable,
-            "default": column.default.as_ref().map(default_sql),
+            "default": column.default.as_ref().map(|default| default_sql(default, column.data_type)),
             "source": column.source,
         })
     });
@@ -173,12 +175,29 @@ async fn describe<'a>(query: &Query, table: &'a Table) -> Result<TableAnswer<'a>
     })
 }
 
-/// As the DDL writes it: `now()`, `'main'`, `0`.
-fn default_sql(default: &DefaultValue) -> String {
+/// As the DDL writes it: `now()`, `'main'`, `0`, `X'00ff'`, `ARRAY[1, 2]`.
+fn default_sql(default: &DefaultValue, data_type: ColumnType) -> String {
     match default {
         DefaultValue::Now => "now()".to_owned(),
-        DefaultValue::Literal(Value::String(text)) => format!("'{}'", text.replace('\'', "''")),
-        DefaultValue::Literal(value) => value.to_string(),
+        DefaultValue::Literal(value) => literal_sql(value, data_type),
+    }
+}
+
+fn literal_sql(value: &Value, data_type: ColumnType) -> String {
+    match (value, data_type) {
+        (Value::Array(items), ColumnType::Array(item)) => {
+            let items: Vec<String> = items.iter().map(|value| literal_sql(value, *item)).collect();
+            format!("ARRAY[{}]", items.join(", "))
+        }
+        (Value::Null, _) => "NULL".to_owned(),
+        (Value::String(digits), ColumnType::Decimal { .. }) => digits.clone(),
+        (Value::String(text), ColumnType::Bytea) => {
+            let bytes = STANDARD.decode(text).unwrap_or_default();
+            let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("X'{digits}'")
+        }
+        (Value::String(text), _) => format!("'{}'", text.replace('\'', "''")),
+        (value, _) => value.to_string(),
     }
 }
 
@@ -261,4 +280,25 @@ fn log_problem(error: LogError) -> Problem {
     tracing::warn!(%error, "the log did not answer");
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, "log-unavailable", "the log did not answer; try again")
         .retry_after(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_default_is_shown_as_the_ddl_writes_it() {
+        let decimal = ColumnType::Decimal { precision: 4, scale: 2 };
+        for (value, data_type, written) in [
+            (json!("it's"), ColumnType::Text, "'it''s'"),
+            (json!(-3), ColumnType::Int, "-3"),
+            (json!(true), ColumnType::Boolean, "true"),
+            (json!("1.50"), decimal, "1.50"),
+            (json!("AP8="), ColumnType::Bytea, "X'00ff'"),
+            (json!(["a", null]), ColumnType::Array(&ColumnType::Text), "ARRAY['a', NULL]"),
+        ] {
+            assert_eq!(default_sql(&DefaultValue::Literal(value), data_type), written);
+        }
+        assert_eq!(default_sql(&DefaultValue::Now, ColumnType::Timestamp), "now()");
+    }
 }

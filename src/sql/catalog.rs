@@ -20,8 +20,9 @@ pub(crate) fn table(decl: &CreateTable, planner: &Planner) -> Result<Table, Vec<
     let mut columns = columns(decl, &options, &mut findings);
     if matches!(options.with.connector, Connector::Impulse { .. }) {
         impulse_columns(decl, &mut columns, &mut findings);
-    } else if decl.columns.is_empty() {
-        findings.push(Finding::error(decl.name.span, "a table needs at least one column"));
+    } else if !columns.iter().any(|column| column.source == ColumnSource::Record) {
+        let finding = Finding::error(decl.name.span, "a table needs at least one column that its rows hold");
+        findings.push(finding.help("declare one that is neither GENERATED nor from METADATA"));
     }
     check_format(decl, &options, &columns, &mut findings);
     columns.sort_by_key(|column| column.source != ColumnSource::Record);

@@ -79,6 +79,13 @@ fn implied(decl: &CreateTable, options: &Options, columns: &mut Vec<Column>) -> 
             "add WATERMARK FOR {column} AS ({column} - INTERVAL '500 milliseconds') behind its columns"
         )));
     }
+    if let Some(taken) = column_decl(decl, IMPLIED_EVENT_TIME) {
+        let finding = Finding::error(
+            taken.name.span,
+            "without a watermark, '_timestamp' is the log's time of a record",
+        );
+        return Err(finding.help("choose another name, or declare a WATERMARK"));
+    }
     columns.push(Column {
         name: IMPLIED_EVENT_TIME.to_owned(),
         data_type: ColumnType::Timestamp,

@@ -13,3 +13,5 @@ CREATE TABLE l (x INT, y INT GENERATED ALWAYS AS ((SELECT max(x) FROM a))) WITH 
 CREATE TABLE m (x INT, y INT GENERATED AS (x)) WITH (connector = 'kafka', type = 'source');
 CREATE TABLE n (x INT, y INT GENERATED ALWAYS AS (tumble(INTERVAL '1 second'))) WITH (connector = 'kafka', type = 'source');
 CREATE TABLE o (s TEXT, at TIMESTAMP NOT NULL GENERATED ALWAYS AS (CAST(s AS TIMESTAMP)), WATERMARK FOR at) WITH (connector = 'kafka', type = 'source');
+CREATE TABLE p (x INT GENERATED ALWAYS AS (1), y INT METADATA FROM 'partition') WITH (connector = 'kafka', type = 'source');
+CREATE TABLE q (_timestamp TEXT) WITH (connector = 'kafka', type = 'source');
