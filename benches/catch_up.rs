@@ -73,8 +73,8 @@ fn program() -> Result<Program, AnyError> {
 
 /// Returns how many bytes of values were written.
 async fn fill(log: &dyn Log, program: &Program, rows: usize, record_rows: usize) -> Result<usize, AnyError> {
-    let schema = codec::arrow_schema(&program.queries[0].source);
-    let topic = &program.queries[0].source.topic;
+    let schema = codec::arrow_schema(&program.queries[0].sources[0]);
+    let topic = &program.queries[0].sources[0].topic;
     let start_ns = 1_700_000_000_000_000_000_i64;
     let (mut written, mut bytes) = (0, 0);
     let mut pending: Vec<Vec<NewRecord>> = vec![Vec::new(); PARTITIONS as usize];

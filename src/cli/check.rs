@@ -116,9 +116,10 @@ fn print_text(planned: &Result<Program, Vec<Diagnostic>>) {
     match planned {
         Ok(program) => {
             for query in &program.queries {
-                let (source, sink) = (&query.source.name, &query.sink.name);
-                let width = width(query.cut.window.width_ns);
-                println!("{}: {source} → {sink}, a window every {width}", query.name);
+                let (sources, sinks) = (names(&query.sources), names(query.sinks()));
+                let windows: Vec<String> = query.cuts.iter().map(|cut| cut.windowing.to_string()).collect();
+                let windows = if windows.is_empty() { "row by row".to_owned() } else { windows.join(", ") };
+                println!("{}: {} → {}, {windows}", query.name, sources.join(", "), sinks.join(", "));
             }
             println!("ok: {} tables, {} queries", program.tables.len(), program.queries.len());
         }
@@ -132,9 +133,9 @@ fn print_json(planned: &Result<Program, Vec<Diagnostic>>) {
             let queries = program.queries.iter().map(|query| {
                 json!({
                     "name": query.name,
-                    "source": query.source.name,
-                    "sink": query.sink.name,
-                    "window_ms": query.cut.window.width_ns / 1_000_000,
+                    "sources": names(&query.sources),
+                    "sinks": names(query.sinks()),
+                    "windows": query.cuts.iter().map(|cut| cut.windowing.to_string()).collect::<Vec<_>>(),
                 })
             });
             let queries: Vec<_> = queries.collect();
@@ -145,12 +146,8 @@ fn print_json(planned: &Result<Program, Vec<Diagnostic>>) {
     println!("{verdict}");
 }
 
-fn width(ns: i64) -> String {
-    match ns {
-        ns if ns % 1_000_000_000 == 0 => format!("{} s", ns / 1_000_000_000),
-        ns if ns % 1_000_000 == 0 => format!("{} ms", ns / 1_000_000),
-        ns => format!("{ns} ns"),
-    }
+fn names<'t>(tables: impl IntoIterator<Item = &'t Table>) -> Vec<&'t str> {
+    tables.into_iter().map(|table| table.name.as_str()).collect()
 }
 
 fn count(n: usize, what: &str) -> String {

@@ -114,8 +114,8 @@ fn view(program: &Program) -> ProgramView {
             name: query.name.clone(),
             text: query.text.clone(),
             version: 0,
-            sink: query.sink.name.clone(),
-            sources: vec![query.source.name.clone()],
+            sinks: query.sinks().map(|sink| sink.name.clone()).collect(),
+            sources: query.sources.iter().map(|source| source.name.clone()).collect(),
         };
         (entry.name.clone(), entry)
     };

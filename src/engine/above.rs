@@ -1,12 +1,14 @@
-//! The plan above the cut: each closed window is an ordinary DataFusion query over that window's rows.
+//! The plan above the cut: what is made of the rows of closed windows.
 //!
-//! One plan, made once, run per window: its leaf takes the rows of the run, `reset_plan_states` clears what the
-//! operators kept. The leaf's statistics are unknown, so that nothing is folded into a constant.
+//! Filters and projections are evaluated over all closed windows at once. Anything else is an ordinary DataFusion plan,
+//! made once and run per window: its leaves take the rows of the run, `reset_plan_states` clears what the operators
+//! kept. The leaves' statistics are unknown, so that nothing is folded into a constant.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
+use arrow::array::{ArrayRef, AsArray, RecordBatch, RecordBatchOptions, UInt32Array};
+use arrow::datatypes::{Field, Schema, SchemaRef, UInt32Type};
 use async_trait::async_trait;
 use datafusion::catalog::Session;
 use datafusion::common::tree_node::TreeNodeRecursion;
@@ -25,35 +27,143 @@ use datafusion::physical_plan::{
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
 use datafusion::prelude::SessionConfig;
 
-use crate::sql::cut::WindowedRows;
+use super::closed::ClosedRows;
+use super::expression::{RowExpr, Rows};
+use crate::reaction::time::Window;
+use crate::sql::cut::{RowByRow, Windowed, WindowedRows};
 
-/// The compiled plan above the cut.
+/// The compiled plan above the cuts of one window.
 #[derive(Debug)]
-pub(crate) struct Above {
+pub(crate) enum Above {
+    /// Filters and projections over one cut's rows.
+    RowByRow { cut: usize, input: SchemaRef, filters: Vec<RowExpr>, columns: Vec<RowExpr> },
+    /// Anything else.
+    Plan(Plan),
+}
+
+/// The rows of the sink of one closed window.
+pub(crate) type SinkRows = (Window, RecordBatch);
+
+impl Above {
+    /// Compiles the part above; `schemas` are what the query's cuts yield.
+    pub(crate) fn plan(part: &Windowed, schemas: Vec<SchemaRef>) -> Result<Self> {
+        let Some((rows, &cut)) = part.row_by_row.as_ref().zip(part.cuts.first()) else {
+            return Ok(Self::Plan(Plan::new(part, schemas)?));
+        };
+        let RowByRow { schema, filters, columns } = rows;
+        let compile = |expr| RowExpr::compile(expr, schema);
+        Ok(Self::RowByRow {
+            cut,
+            input: Arc::clone(schema.inner()),
+            filters: filters.iter().map(compile).collect::<Result<_>>()?,
+            columns: columns.iter().map(compile).collect::<Result<_>>()?,
+        })
+    }
+
+    /// What the closed windows of the cuts (by the cuts' places) give the sink, by window. The batches have the sink's
+    /// columns and types, by position.
+    pub(crate) fn run(&self, closed: &[ClosedRows]) -> Result<Vec<SinkRows>> {
+        match self {
+            Self::RowByRow { cut, input, filters, columns } => {
+                let Some(closed) = closed.get(*cut) else { return internal_err!("no cut {cut}") };
+                row_by_row(closed, input, filters, columns)
+            }
+            Self::Plan(plan) => plan.run(closed),
+        }
+    }
+}
+
+fn row_by_row(
+    closed: &ClosedRows,
+    input: &SchemaRef,
+    filters: &[RowExpr],
+    columns: &[RowExpr],
+) -> Result<Vec<SinkRows>> {
+    if closed.windows().is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut rows = Rows::new(closed.together(input)?);
+    let of_window = closed.windows().iter().zip(0_u32..);
+    let mut window_of_row: UInt32Array = of_window
+        .flat_map(|((_, batch), window)| std::iter::repeat_n(Some(window), batch.num_rows()))
+        .collect();
+    for filter in filters {
+        let keep = filter.evaluate_condition(&rows)?;
+        if keep.true_count() < rows.len() {
+            rows = rows.filter(&keep)?;
+            window_of_row =
+                arrow::compute::filter(&window_of_row, &keep)?.as_primitive::<UInt32Type>().clone();
+        }
+    }
+    let result = batch_of(columns, &rows)?;
+    let mut from = 0;
+    let same = window_of_row.values().chunk_by(|a, b| a == b);
+    Ok(same
+        .map(|same| {
+            let (window, _) = closed.windows()[same[0] as usize];
+            from += same.len();
+            (window, result.slice(from - same.len(), same.len()))
+        })
+        .collect())
+}
+
+/// The values of the expressions over the rows, side by side.
+pub(crate) fn batch_of(columns: &[RowExpr], rows: &Rows) -> Result<RecordBatch> {
+    let arrays =
+        columns.iter().map(|column| column.evaluate_plain(rows)).collect::<Result<Vec<ArrayRef>>>()?;
+    let fields = arrays.iter().enumerate();
+    let fields = fields.map(|(at, array)| Field::new(format!("c{at}"), array.data_type().clone(), true));
+    let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
+    let options = RecordBatchOptions::new().with_row_count(Some(rows.len()));
+    Ok(RecordBatch::try_new_with_options(schema, arrays, &options)?)
+}
+
+/// Where a leaf finds the rows of a run.
+type Slot = Arc<Mutex<Option<RecordBatch>>>;
+
+/// A plan that is run again and again.
+#[derive(Debug)]
+pub(crate) struct Plan {
     plan: Arc<dyn ExecutionPlan>,
-    rows: Arc<Mutex<Option<RecordBatch>>>,
+    /// By cut.
+    slots: BTreeMap<usize, (SchemaRef, Slot)>,
     context: Arc<TaskContext>,
 }
 
-impl Above {
-    /// Optimises and compiles the part above the cut; `schema` is what the windowed aggregate yields.
-    pub(crate) fn plan(above: &LogicalPlan, schema: SchemaRef) -> Result<Self> {
+impl Plan {
+    fn new(part: &Windowed, schemas: Vec<SchemaRef>) -> Result<Self> {
         let config = SessionConfig::new().with_target_partitions(1);
         let state = SessionStateBuilder::new().with_config(config).with_default_features().build();
-        let rows = Arc::new(Mutex::new(None));
-        let leaf: Arc<dyn ExecutionPlan> = Arc::new(WindowedRowsExec::new(schema, Arc::clone(&rows)));
-        let planner = DefaultPhysicalPlanner::with_extension_planners(vec![Arc::new(LeafPlanner { leaf })]);
-        let optimized = state.optimize(above)?;
+        let slots = schemas.into_iter().enumerate().filter(|(cut, _)| part.cuts.contains(cut));
+        let slots: BTreeMap<usize, (SchemaRef, Slot)> =
+            slots.map(|(cut, schema)| (cut, (schema, Slot::default()))).collect();
+        let leaves = LeafPlanner { slots: slots.clone() };
+        let planner = DefaultPhysicalPlanner::with_extension_planners(vec![Arc::new(leaves)]);
+        let optimized = state.optimize(&part.above)?;
         // Planning is async for the sake of remote catalogs; nothing here waits.
         let plan = futures::executor::block_on(planner.create_physical_plan(&optimized, &state))?;
-        Ok(Self { plan, rows, context: state.task_ctx() })
+        Ok(Self { plan, slots, context: state.task_ctx() })
     }
 
-    /// Runs the plan over the rows of one window. The batches have the sink's columns and types, by position.
-    pub(crate) fn run(&self, rows: RecordBatch) -> Result<Vec<RecordBatch>> {
-        *self.rows.lock().unwrap_or_else(PoisonError::into_inner) = Some(rows);
+    fn run(&self, closed: &[ClosedRows]) -> Result<Vec<SinkRows>> {
+        let read = self.slots.keys().filter_map(|cut| closed.get(*cut));
+        let windows: BTreeSet<Window> =
+            read.flat_map(|closed| closed.windows()).map(|(window, _)| *window).collect();
+        let mut found = Vec::new();
+        for window in windows {
+            for (cut, (schema, slot)) in &self.slots {
+                let rows = closed.get(*cut).map(|closed| closed.of(window, schema));
+                *slot.lock().unwrap_or_else(PoisonError::into_inner) = rows;
+            }
+            let rows = self.run_once()?;
+            found.extend(rows.into_iter().filter(|rows| rows.num_rows() > 0).map(|rows| (window, rows)));
+        }
+        Ok(found)
+    }
+
+    fn run_once(&self) -> Result<Vec<RecordBatch>> {
         let plan = reset_plan_states(Arc::clone(&self.plan))?;
-        // With one partition over a leaf in memory no operator waits for anything. Unconstrained: inside a task the
+        // With one partition over leaves in memory no operator waits for anything. Unconstrained: inside a task the
         // operators would spend the task's budget and then wait for a yield that a blocked task never makes.
         let run = tokio::task::unconstrained(collect(plan, Arc::clone(&self.context)));
         futures::executor::block_on(run)
@@ -61,7 +171,7 @@ impl Above {
 }
 
 struct LeafPlanner {
-    leaf: Arc<dyn ExecutionPlan>,
+    slots: BTreeMap<usize, (SchemaRef, Slot)>,
 }
 
 #[async_trait]
@@ -75,7 +185,12 @@ impl ExtensionPlanner for LeafPlanner {
         _session: &dyn Session,
         _context: &PhysicalPlanningContext,
     ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
-        Ok(node.as_any().is::<WindowedRows>().then(|| Arc::clone(&self.leaf)))
+        let cut = node.as_any().downcast_ref::<WindowedRows>().map(|rows| rows.cut);
+        let slot = cut.and_then(|cut| self.slots.get(&cut));
+        Ok(slot.map(|(schema, slot)| {
+            let leaf = WindowedRowsExec::new(Arc::clone(schema), Arc::clone(slot));
+            Arc::new(leaf) as Arc<dyn ExecutionPlan>
+        }))
     }
 }
 
@@ -83,12 +198,12 @@ impl ExtensionPlanner for LeafPlanner {
 #[derive(Debug)]
 struct WindowedRowsExec {
     schema: SchemaRef,
-    rows: Arc<Mutex<Option<RecordBatch>>>,
+    rows: Slot,
     properties: Arc<PlanProperties>,
 }
 
 impl WindowedRowsExec {
-    fn new(schema: SchemaRef, rows: Arc<Mutex<Option<RecordBatch>>>) -> Self {
+    fn new(schema: SchemaRef, rows: Slot) -> Self {
         let properties = PlanProperties::new(
             EquivalenceProperties::new(Arc::clone(&schema)),
             Partitioning::UnknownPartitioning(1),

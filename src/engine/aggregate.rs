@@ -1,6 +1,8 @@
-//! The aggregation state of one pane: groups, and one DataFusion accumulator per aggregate function.
+//! Partial aggregates: groups, and one DataFusion accumulator per aggregate function.
 //!
-//! Pure. Rows come in by [`Pane::update`], another partition's pane by [`Pane::merge`]; the result goes out once.
+//! Pure. [`Accumulation`] is live: rows and other partial aggregates are taken in. [`Partial`] is what is left of it when it
+//! retires: arrays, which are cheap to keep, to merge into several windows and to save (an accumulator gives up its
+//! state only once).
 
 use std::sync::Arc;
 
@@ -15,115 +17,195 @@ use super::expression::{RowExpr, Rows};
 use super::groups::{Groups, Scratch};
 use crate::reaction::time::Window;
 
-/// One aggregate function of the query.
-#[derive(Debug, Clone)]
-pub(crate) struct Aggregate {
-    pub(crate) function: Arc<AggregateFunctionExpr>,
-    /// Its arguments, then what its ORDER BY names.
-    pub(crate) arguments: Vec<RowExpr>,
-    /// `FILTER (WHERE …)`.
-    pub(crate) filter: Option<RowExpr>,
-}
-
-impl Aggregate {
-    fn accumulator(&self) -> Result<Box<dyn GroupsAccumulator>> {
-        if self.function.groups_accumulator_supported() {
-            return self.function.create_groups_accumulator();
-        }
-        let function = Arc::clone(&self.function);
-        Ok(Box::new(GroupsAccumulatorAdapter::new(move || function.create_accumulator())))
-    }
-}
-
-/// What all panes of a query share: keys, aggregates and the shape of the result.
+/// What all partial aggregates of a cut share: keys, functions and the shape of the result.
 #[derive(Debug)]
 pub(crate) struct Aggregation {
-    pub(crate) keys: Vec<RowExpr>,
-    pub(crate) aggregates: Vec<Aggregate>,
+    pub(crate) key_types: Vec<DataType>,
+    pub(crate) functions: Vec<Arc<AggregateFunctionExpr>>,
     /// The window's place among the result's columns; keys are around it, aggregates after.
     pub(crate) window_index: usize,
     pub(crate) output: SchemaRef,
 }
 
-/// Partial aggregates of one window, of the rows of one partition (or, after merging, of several).
-pub(crate) struct Pane {
-    pub(crate) window: Window,
-    /// Rows taken in.
-    pub(crate) rows: u64,
-    /// The first record with a row in this pane, of the partition it belongs to.
-    pub(crate) first_offset: i64,
-    groups: Groups,
-    accumulators: Vec<Box<dyn GroupsAccumulator>>,
+/// What one aggregate function takes of a row.
+#[derive(Debug, Clone)]
+pub(crate) struct Arguments {
+    /// Its arguments, then what its ORDER BY names.
+    pub(crate) values: Vec<RowExpr>,
+    /// `FILTER (WHERE …)`.
+    pub(crate) filter: Option<RowExpr>,
 }
 
-impl Pane {
-    pub(crate) fn new(aggregation: &Aggregation, window: Window, first_offset: i64) -> Result<Self> {
-        let types: Vec<_> = aggregation.keys.iter().map(|key| key.data_type().clone()).collect();
-        let accumulators =
-            aggregation.aggregates.iter().map(Aggregate::accumulator).collect::<Result<_>>()?;
-        Ok(Self { window, rows: 0, first_offset, groups: Groups::new(&types)?, accumulators })
+fn accumulator(function: &Arc<AggregateFunctionExpr>) -> Result<Box<dyn GroupsAccumulator>> {
+    if function.groups_accumulator_supported() {
+        return function.create_groups_accumulator();
+    }
+    let function = Arc::clone(function);
+    Ok(Box::new(GroupsAccumulatorAdapter::new(move || function.create_accumulator())))
+}
+
+/// The accumulators of a cut's functions, over numbered groups.
+pub(crate) struct Accumulators(Vec<Box<dyn GroupsAccumulator>>);
+
+impl Accumulators {
+    pub(crate) fn new(aggregation: &Aggregation) -> Result<Self> {
+        Ok(Self(aggregation.functions.iter().map(accumulator).collect::<Result<_>>()?))
+    }
+
+    /// Takes in rows; `group_of_row` numbers them, below `groups`.
+    pub(crate) fn update(
+        &mut self,
+        arguments: &[Arguments],
+        rows: &Rows,
+        group_of_row: &[usize],
+        groups: usize,
+    ) -> Result<()> {
+        for (arguments, accumulator) in arguments.iter().zip(&mut self.0) {
+            let values = arguments.values.iter().map(|value| value.evaluate_plain(rows));
+            let values = values.collect::<Result<Vec<_>>>()?;
+            let filter =
+                arguments.filter.as_ref().map(|filter| filter.evaluate_condition(rows)).transpose()?;
+            accumulator.update_batch(&values, group_of_row, filter.as_ref(), groups)?;
+        }
+        Ok(())
+    }
+
+    /// Takes in states; `group_of_state` numbers them, below `groups`.
+    pub(crate) fn merge(
+        &mut self,
+        states: &[Vec<ArrayRef>],
+        group_of_state: &[usize],
+        groups: usize,
+    ) -> Result<()> {
+        for (state, accumulator) in states.iter().zip(&mut self.0) {
+            accumulator.merge_batch(state, group_of_state, groups)?;
+        }
+        Ok(())
+    }
+
+    /// Gives up the states of all groups, of which there must be one.
+    pub(crate) fn into_states(mut self) -> Result<Vec<Vec<ArrayRef>>> {
+        self.0.iter_mut().map(|accumulator| accumulator.state(EmitTo::All)).collect()
+    }
+
+    /// Gives up the results of all groups, of which there must be one.
+    pub(crate) fn into_results(mut self) -> Result<Vec<ArrayRef>> {
+        self.0.iter_mut().map(|accumulator| accumulator.evaluate(EmitTo::All)).collect()
+    }
+}
+
+/// Live partial aggregates by group.
+pub(crate) struct Accumulation {
+    groups: Groups,
+    accumulators: Accumulators,
+}
+
+impl Accumulation {
+    pub(crate) fn new(aggregation: &Aggregation) -> Result<Self> {
+        Ok(Self {
+            groups: Groups::new(&aggregation.key_types)?,
+            accumulators: Accumulators::new(aggregation)?,
+        })
     }
 
     pub(crate) fn groups(&self) -> usize {
         self.groups.len()
     }
 
-    /// Takes in rows, all of this window.
+    /// Takes in rows.
     pub(crate) fn update(
         &mut self,
-        aggregation: &Aggregation,
+        keys: &[RowExpr],
+        arguments: &[Arguments],
         rows: &Rows,
         scratch: &mut Scratch,
     ) -> Result<()> {
-        let keys = aggregation.keys.iter().map(|key| key.evaluate(rows)).collect::<Result<Vec<_>>>()?;
+        let keys = keys.iter().map(|key| key.evaluate(rows)).collect::<Result<Vec<_>>>()?;
         self.groups.number(&keys, rows.len(), scratch)?;
-        let groups = self.groups.len();
-        for (aggregate, accumulator) in aggregation.aggregates.iter().zip(&mut self.accumulators) {
-            let arguments = aggregate.arguments.iter().map(|argument| argument.evaluate_plain(rows));
-            let arguments = arguments.collect::<Result<Vec<_>>>()?;
-            let filter =
-                aggregate.filter.as_ref().map(|filter| filter.evaluate_condition(rows)).transpose()?;
-            accumulator.update_batch(&arguments, &scratch.group_of_row, filter.as_ref(), groups)?;
-        }
-        self.rows += rows.len() as u64;
-        Ok(())
+        self.accumulators.update(arguments, rows, &scratch.group_of_row, self.groups.len())
     }
 
-    /// Takes in the partial aggregates of another partition's pane of the same window.
-    pub(crate) fn merge(&mut self, mut other: Self, scratch: &mut Scratch) -> Result<()> {
-        let theirs = other.groups.len();
-        let keys = other.groups.into_keys()?;
-        self.groups.number(&keys, theirs, scratch)?;
+    /// Takes in other partial aggregates of the same cut.
+    pub(crate) fn merge(&mut self, other: &Partial, scratch: &mut Scratch) -> Result<()> {
+        self.groups.number(&other.keys, other.groups, scratch)?;
+        self.accumulators.merge(&other.states, &scratch.group_of_row, self.groups.len())
+    }
+
+    /// Retires; there must be a group.
+    pub(crate) fn into_partial(self) -> Result<Partial> {
         let groups = self.groups.len();
-        for (ours, other) in self.accumulators.iter_mut().zip(&mut other.accumulators) {
-            let state = other.state(EmitTo::All)?;
-            ours.merge_batch(&state, &scratch.group_of_row, groups)?;
-        }
-        self.rows += other.rows;
-        Ok(())
+        Ok(Partial { groups, keys: self.groups.into_keys()?, states: self.accumulators.into_states()? })
     }
 
     /// The window's rows as the query's aggregate yields them: one per group.
-    pub(crate) fn into_result(mut self, aggregation: &Aggregation) -> Result<RecordBatch> {
+    pub(crate) fn into_result(self, aggregation: &Aggregation, window: Window) -> Result<RecordBatch> {
         let groups = self.groups.len();
-        let mut columns = self.groups.into_keys()?;
-        let window = window_column(&aggregation.output, aggregation.window_index, self.window, groups)?;
-        columns.insert(aggregation.window_index, window);
-        for accumulator in &mut self.accumulators {
-            columns.push(accumulator.evaluate(EmitTo::All)?);
-        }
-        Ok(RecordBatch::try_new(Arc::clone(&aggregation.output), columns)?)
+        let keys = self.groups.into_keys()?;
+        let bounds = (vec![window.start; groups], vec![window.end; groups]);
+        result(aggregation, keys, bounds, self.accumulators.into_results()?)
     }
 }
 
-/// `struct<start, end>`, the same in every row.
-fn window_column(output: &SchemaRef, index: usize, window: Window, rows: usize) -> Result<ArrayRef> {
-    let DataType::Struct(fields) = output.field(index).data_type() else {
-        return internal_err!("the window column is {}", output.field(index).data_type());
+/// Retired partial aggregates: one row per group. At least one.
+#[derive(Clone, Debug)]
+pub(crate) struct Partial {
+    pub(crate) groups: usize,
+    pub(crate) keys: Vec<ArrayRef>,
+    /// By function: the columns of its state.
+    pub(crate) states: Vec<Vec<ArrayRef>>,
+}
+
+impl Partial {
+    /// The sum of partial aggregates of different rows; `None` of none.
+    pub(crate) fn sum<'p>(
+        aggregation: &Aggregation,
+        parts: impl IntoIterator<Item = &'p Self>,
+        scratch: &mut Scratch,
+    ) -> Result<Option<Accumulation>> {
+        let mut parts = parts.into_iter().peekable();
+        if parts.peek().is_none() {
+            return Ok(None);
+        }
+        let mut sum = Accumulation::new(aggregation)?;
+        for part in parts {
+            sum.merge(part, scratch)?;
+        }
+        Ok(Some(sum))
+    }
+}
+
+/// A cut's output: keys with the window among them, then the functions' results.
+pub(crate) fn result(
+    aggregation: &Aggregation,
+    mut keys: Vec<ArrayRef>,
+    (starts, ends): (Vec<i64>, Vec<i64>),
+    results: Vec<ArrayRef>,
+) -> Result<RecordBatch> {
+    let DataType::Struct(fields) = aggregation.output.field(aggregation.window_index).data_type() else {
+        return internal_err!("the window column is no struct");
     };
     let bounds: Vec<ArrayRef> = vec![
-        Arc::new(TimestampNanosecondArray::from_value(window.start, rows)),
-        Arc::new(TimestampNanosecondArray::from_value(window.end, rows)),
+        Arc::new(TimestampNanosecondArray::from(starts)),
+        Arc::new(TimestampNanosecondArray::from(ends)),
     ];
-    Ok(Arc::new(StructArray::try_new(fields.clone(), bounds, None)?))
+    let window: ArrayRef = Arc::new(StructArray::try_new(fields.clone(), bounds, None)?);
+    keys.insert(aggregation.window_index, window);
+    keys.extend(results);
+    Ok(RecordBatch::try_new(Arc::clone(&aggregation.output), keys)?)
+}
+
+/// Partial aggregates of one pane, of the rows of one partition.
+pub(crate) struct Pane {
+    pub(crate) window: Window,
+    /// Rows taken in.
+    pub(crate) rows: u64,
+    /// The first record with a row in this pane, or one before it.
+    pub(crate) first_offset: i64,
+    pub(crate) accumulation: Accumulation,
+}
+
+impl Pane {
+    pub(crate) fn new(aggregation: &Aggregation, window: Window, first_offset: i64) -> Result<Self> {
+        Ok(Self { window, rows: 0, first_offset, accumulation: Accumulation::new(aggregation)? })
+    }
 }

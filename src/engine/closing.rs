@@ -7,14 +7,19 @@ use arrow::array::RecordBatch;
 use datafusion::common::Result;
 
 use super::aggregate::Pane;
-use super::compile::CompiledQuery;
+use super::closed::ClosedRows;
+use super::compile::{CompiledCut, CompiledQuery};
 use super::groups::Scratch;
 use super::partition::{Account, HandOver};
+use super::saved::{Saved, SavedRecord};
+use super::session::Sessions;
+use super::sliding::SlidingWindows;
 use crate::reaction::checkpoint::{Checkpoint, Gap, Position};
 use crate::reaction::figures::Figures;
 use crate::reaction::time::Window;
+use crate::sql::cut::Windowing;
 
-/// One closed window: what the sink is to receive.
+/// One closed window: what a sink is to receive.
 #[derive(Debug)]
 pub struct ClosedWindow {
     /// Its span.
@@ -23,89 +28,211 @@ pub struct ClosedWindow {
     pub rows: Vec<RecordBatch>,
 }
 
+/// What one commit writes into one sink.
+#[derive(Debug, Default)]
+pub struct ClosedOutput {
+    /// In order of time.
+    pub windows: Vec<ClosedWindow>,
+    /// Rows without a window, in the order in which each partition gave them.
+    pub rows: Vec<RecordBatch>,
+}
+
 /// What one commit writes.
 #[derive(Debug)]
 pub struct Closed {
-    /// In order of time.
-    pub windows: Vec<ClosedWindow>,
+    /// By output of the query.
+    pub outputs: Vec<ClosedOutput>,
     /// Goes into the same transaction.
     pub checkpoint: Checkpoint,
+    /// Go there too: state that is not rebuilt from the log.
+    pub saved: Vec<SavedRecord>,
 }
 
-/// Where a query goes on: from its checkpoint, or from the start of its source.
+impl Closed {
+    /// Whether there is nothing but positions.
+    pub fn is_empty(&self) -> bool {
+        let empty = |output: &ClosedOutput| output.windows.is_empty() && output.rows.is_empty();
+        self.saved.is_empty() && self.outputs.iter().all(empty)
+    }
+
+    /// The windows of all outputs.
+    pub fn windows(&self) -> impl Iterator<Item = &ClosedWindow> {
+        self.outputs.iter().flat_map(|output| &output.windows)
+    }
+}
+
+/// One partition of one source of a query.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lane {
+    /// The source's place in the query.
+    pub source: usize,
+    /// The partition of its topic.
+    pub partition: u32,
+    /// Where it goes on.
+    pub from: Position,
+}
+
+/// Where a query goes on: from its checkpoint, or from the start of its sources.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Start {
-    /// By partition.
-    pub positions: Vec<Position>,
+    /// Every partition of every source, in order.
+    pub lanes: Vec<Lane>,
     /// Every window ending at or before this has been emitted.
     pub emitted: Option<i64>,
     /// The account at the positions' `seen`, without what is open.
     pub figures: Figures,
     /// What this version cannot rebuild.
     pub gap: Option<Gap>,
+    /// How many saved records of each cut belong to the checkpoint.
+    pub saved: Vec<u64>,
 }
 
 impl Start {
-    /// Decides from where `query` reads. `first_offsets` are the starts of the source topic's partitions.
+    /// Decides from where `query` reads. `first_offsets` are, by source, the starts of its topic's partitions.
     ///
-    /// A checkpoint of the same plan at and below the cut is continued. Of another one, the new windows start at the
+    /// A checkpoint of the same plan at and below the cuts is continued. Of another one, the new windows start at the
     /// first of their boundaries at or after the last one emitted; the rows from there on are all at or after `resume`,
     /// so they are whole. What lies between is the gap. The account then begins anew at `resume`: which rows the old
     /// plan had filtered cannot be told from its totals.
-    pub fn decide(query: &CompiledQuery, checkpoint: Option<&Checkpoint>, first_offsets: &[i64]) -> Self {
-        let Some(checkpoint) = checkpoint.filter(|checkpoint| checkpoint.topic == query.source.topic) else {
-            let positions =
-                first_offsets.iter().map(|&start| Position { resume: start, seen: start, watermark: None });
-            return Self {
-                positions: positions.collect(),
-                emitted: None,
-                figures: Figures::default(),
-                gap: None,
-            };
+    pub fn decide(
+        query: &CompiledQuery,
+        checkpoint: Option<&Checkpoint>,
+        first_offsets: &[Vec<i64>],
+    ) -> Self {
+        let mut lanes = Vec::new();
+        for (source, (compiled, firsts)) in query.sources.iter().zip(first_offsets).enumerate() {
+            let known = checkpoint.and_then(|checkpoint| checkpoint.sources.get(&compiled.table.topic));
+            for (partition, &first) in (0_u32..).zip(firsts) {
+                let known = known.and_then(|positions| positions.get(partition as usize));
+                // A partition added since then starts at the query's watermark.
+                let watermark = checkpoint.and_then(|checkpoint| checkpoint.emitted);
+                let from = known.copied().unwrap_or(Position { resume: first, seen: first, watermark });
+                lanes.push(Lane { source, partition, from });
+            }
+        }
+        let Some(checkpoint) = checkpoint else {
+            return Self { lanes, emitted: None, figures: Figures::default(), gap: None, saved: vec![] };
         };
-        let mut positions = checkpoint.partitions.clone();
-        // A partition added since then starts at the query's watermark.
-        let added = first_offsets.iter().skip(positions.len());
-        let added =
-            added.map(|&start| Position { resume: start, seen: start, watermark: checkpoint.emitted });
-        positions.extend(added);
         if checkpoint.fingerprint == query.fingerprint {
             let figures = Figures { open: 0, ..checkpoint.figures };
-            return Self { positions, emitted: checkpoint.emitted, figures, gap: checkpoint.gap };
+            let (emitted, gap, saved) = (checkpoint.emitted, checkpoint.gap, checkpoint.saved.clone());
+            return Self { lanes, emitted, figures, gap, saved };
         }
-        let emitted = checkpoint.emitted.map(|emitted| query.panes.boundary_at_or_after(emitted));
-        let gap = checkpoint.emitted.zip(emitted).map(|(from, to)| Gap { from, to });
-        for position in &mut positions {
-            position.seen = position.resume;
+        let emitted = checkpoint.emitted.map(|emitted| query.closed_before(emitted));
+        let first_start = emitted.map(|emitted| query.first_open_start(emitted));
+        let gap = checkpoint.emitted.zip(first_start).map(|(from, to)| Gap { from, to });
+        for lane in &mut lanes {
+            lane.from.seen = lane.from.resume;
         }
-        Self { positions, emitted, figures: Figures::default(), gap: gap.filter(|gap| gap.from < gap.to) }
+        let gap = gap.filter(|gap| gap.from < gap.to);
+        Self { lanes, emitted, figures: Figures::default(), gap, saved: vec![] }
     }
 }
 
-/// The query's side of closing: totals that survive partitions and restarts.
+/// The query's side of closing: what windows share between closings, and totals that survive restarts.
 pub struct Closer {
     query: Arc<CompiledQuery>,
     version: u64,
     gap: Option<Gap>,
+    lanes: Vec<Lane>,
     /// The account at the start, besides which partitions count.
     base: Figures,
     counted: u64,
     emitted: Option<i64>,
+    cuts: Vec<OpenWindows>,
+    saved: Saved,
     scratch: Scratch,
 }
 
+/// What one cut keeps of partitions' panes until their last window is closed.
+enum OpenWindows {
+    /// Nothing: a window is one pane, and closed with it.
+    Single,
+    Sliding(SlidingWindows),
+    Sessions(Sessions),
+}
+
+impl OpenWindows {
+    fn new(cut: &CompiledCut) -> Self {
+        let aggregation = Arc::clone(&cut.aggregation);
+        match (cut.panes, cut.windowing) {
+            (None, Windowing::Session { gap_ns }) => Self::Sessions(Sessions::new(gap_ns, aggregation)),
+            (Some(panes), _) if !panes.is_single() => Self::Sliding(SlidingWindows::new(panes, aggregation)),
+            _ => Self::Single,
+        }
+    }
+
+    fn rows(&self) -> u64 {
+        match self {
+            Self::Single => 0,
+            Self::Sliding(windows) => windows.rows(),
+            Self::Sessions(sessions) => sessions.rows(),
+        }
+    }
+
+    fn groups(&self) -> usize {
+        match self {
+            Self::Single => 0,
+            Self::Sliding(windows) => windows.groups(),
+            Self::Sessions(sessions) => sessions.groups(),
+        }
+    }
+
+    fn first_offset(&self, lane: usize) -> Option<i64> {
+        match self {
+            Self::Sliding(windows) => windows.first_offset(lane),
+            Self::Single | Self::Sessions(_) => None,
+        }
+    }
+
+    fn next_end(&self, closed_to: i64) -> Option<i64> {
+        match self {
+            Self::Single => None,
+            Self::Sliding(windows) => windows.next_end(closed_to),
+            Self::Sessions(sessions) => sessions.next_end(),
+        }
+    }
+}
+
 impl Closer {
-    /// A closer that goes on from `start`.
+    /// A closer that goes on from `start`. State that was saved has to be given to it by [`Self::restore`].
     pub fn new(query: Arc<CompiledQuery>, version: u64, start: &Start) -> Self {
         Self {
-            query,
             version,
             gap: start.gap,
+            lanes: start.lanes.clone(),
             base: start.figures,
             counted: start.figures.counted,
             emitted: start.emitted,
+            cuts: query.cuts.iter().map(OpenWindows::new).collect(),
+            saved: Saved::new(&query),
             scratch: Scratch::default(),
+            query,
         }
+    }
+
+    /// Takes in what was saved beside the checkpoint: records of the checkpoints topic by key. Keys of other queries are
+    /// left alone; states of another plan of this query are removed by the next commit.
+    ///
+    /// # Errors
+    /// When what the checkpoint names is not there or cannot be read.
+    pub fn restore<'r>(
+        &mut self,
+        start: &Start,
+        records: impl IntoIterator<Item = (&'r [u8], &'r [u8])>,
+    ) -> Result<()> {
+        for found in self.saved.restore(&self.query, &start.saved, records)? {
+            match (&mut self.cuts[found.cut], found.state) {
+                (OpenWindows::Sliding(windows), super::saved::State::Pane(chunk)) => {
+                    windows.restore(chunk, &mut self.scratch)?;
+                }
+                (OpenWindows::Sessions(sessions), super::saved::State::Sessions(rows)) => {
+                    sessions.restore(rows);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Every window ending at or before this has been closed.
@@ -118,42 +245,154 @@ impl Closer {
         self.counted
     }
 
+    /// Rows handed over, of windows still open.
+    pub fn open(&self) -> u64 {
+        self.cuts.iter().map(OpenWindows::rows).sum()
+    }
+
+    /// Groups held for windows still open.
+    pub fn groups(&self) -> usize {
+        self.cuts.iter().map(OpenWindows::groups).sum()
+    }
+
+    /// The end of the first window that what was handed over is part of.
+    pub fn next_end(&self) -> Option<i64> {
+        let closed_to = self.emitted.unwrap_or(i64::MIN);
+        self.cuts.iter().filter_map(|cut| cut.next_end(closed_to)).min()
+    }
+
     /// Turns what all partitions handed over for `boundary` into windows, figures and the checkpoint.
     ///
     /// # Errors
     /// When the plan above the cut fails on the rows of a window.
     pub fn close(&mut self, handed: Vec<HandOver>, boundary: Option<i64>) -> Result<Closed> {
+        let from = self.emitted;
         self.emitted = self.emitted.max(boundary);
-        let positions = handed.iter().map(|partition| partition.position).collect();
-        let open = handed.iter().map(|partition| partition.open).sum();
-        let account = total(handed.iter().map(|partition| partition.account));
-        let mut merged: BTreeMap<i64, Pane> = BTreeMap::new();
-        for pane in handed.into_iter().flat_map(|partition| partition.panes) {
-            self.counted += pane.rows;
-            match merged.entry(pane.window.start) {
-                std::collections::btree_map::Entry::Vacant(entry) => drop(entry.insert(pane)),
-                std::collections::btree_map::Entry::Occupied(mut entry) => {
-                    entry.get_mut().merge(pane, &mut self.scratch)?;
+        let mut outputs: Vec<ClosedOutput> = Vec::new();
+        outputs.resize_with(self.query.outputs.len(), ClosedOutput::default);
+        let mut partitions = Vec::with_capacity(handed.len());
+        let mut single: Vec<BTreeMap<i64, Pane>> = Vec::new();
+        single.resize_with(self.cuts.len(), BTreeMap::new);
+        for (lane, handed) in handed.into_iter().enumerate() {
+            partitions.push(Left {
+                first_open: handed.first_open,
+                next: handed.next,
+                watermark: handed.watermark,
+                account: handed.account,
+                open: handed.open,
+            });
+            for (output, rows) in handed.rows {
+                self.counted += rows.num_rows() as u64;
+                outputs[output].rows.push(rows);
+            }
+            for (cut, rows) in handed.sessions {
+                if let OpenWindows::Sessions(sessions) = &mut self.cuts[cut] {
+                    sessions.add(rows);
+                }
+            }
+            for (cut, pane) in handed.panes {
+                self.add(lane, cut, pane, &mut single[cut])?;
+            }
+        }
+        let closed = self.close_cuts(single, from)?;
+        self.run_above(&closed, &mut outputs)?;
+        let saved = self.save()?;
+        let checkpoint = self.checkpoint(&partitions);
+        Ok(Closed { outputs, checkpoint, saved })
+    }
+
+    fn add(&mut self, lane: usize, cut: usize, pane: Pane, single: &mut BTreeMap<i64, Pane>) -> Result<()> {
+        if let OpenWindows::Sliding(windows) = &mut self.cuts[cut] {
+            return windows.add(lane, pane, &mut self.scratch);
+        }
+        match single.entry(pane.window.start) {
+            std::collections::btree_map::Entry::Vacant(entry) => drop(entry.insert(pane)),
+            std::collections::btree_map::Entry::Occupied(mut entry) => {
+                let merged = entry.get_mut();
+                merged.rows += pane.rows;
+                merged.accumulation.merge(&pane.accumulation.into_partial()?, &mut self.scratch)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// By cut: the rows of the windows that are over.
+    fn close_cuts(&mut self, single: Vec<BTreeMap<i64, Pane>>, from: Option<i64>) -> Result<Vec<ClosedRows>> {
+        let mut all = Vec::with_capacity(self.cuts.len());
+        for ((cut, panes), compiled) in self.cuts.iter_mut().zip(single).zip(&self.query.cuts) {
+            let mut closed = ClosedRows::default();
+            for (_, pane) in panes {
+                self.counted += pane.rows;
+                let rows = pane.accumulation.into_result(&compiled.aggregation, pane.window)?;
+                closed.push(pane.window, rows);
+            }
+            if let Some(to) = self.emitted {
+                self.counted += match cut {
+                    OpenWindows::Single => 0,
+                    OpenWindows::Sliding(windows) => {
+                        windows.close(from, to, &mut closed, &mut self.scratch)?
+                    }
+                    OpenWindows::Sessions(sessions) => sessions.close(to, &mut closed, &mut self.scratch)?,
+                };
+            }
+            all.push(closed);
+        }
+        Ok(all)
+    }
+
+    fn run_above(&self, closed: &[ClosedRows], outputs: &mut [ClosedOutput]) -> Result<()> {
+        for (compiled, output) in self.query.outputs.iter().zip(outputs) {
+            let mut windows: BTreeMap<Window, Vec<RecordBatch>> = BTreeMap::new();
+            for part in &compiled.parts {
+                for (window, rows) in part.run(closed)? {
+                    windows.entry(window).or_default().push(rows);
+                }
+            }
+            output.windows =
+                windows.into_iter().map(|(window, rows)| ClosedWindow { window, rows }).collect();
+        }
+        Ok(())
+    }
+
+    fn save(&mut self) -> Result<Vec<SavedRecord>> {
+        for (cut, windows) in self.cuts.iter_mut().enumerate() {
+            match windows {
+                OpenWindows::Single => {}
+                OpenWindows::Sliding(windows) => {
+                    let first_open = self.emitted.zip(self.query.cuts[cut].panes);
+                    let first_open = first_open.map(|(to, panes)| panes.first_open_start(to));
+                    self.saved.panes(cut, windows.unsaved(), first_open)?;
+                }
+                OpenWindows::Sessions(sessions) => {
+                    let fresh = sessions.unsaved();
+                    self.saved.sessions(cut, fresh, sessions.all())?;
                 }
             }
         }
-        let windows = merged.into_values().map(|pane| {
-            let window = pane.window;
-            let rows = pane.into_result(&self.query.aggregation)?;
-            Ok(ClosedWindow { window, rows: self.query.above.run(rows)? })
-        });
-        let windows = windows.collect::<Result<Vec<_>>>()?;
-        let checkpoint = Checkpoint {
+        Ok(self.saved.take())
+    }
+
+    fn checkpoint(&self, partitions: &[Left]) -> Checkpoint {
+        let mut sources: BTreeMap<String, Vec<Position>> = BTreeMap::new();
+        for (place, (lane, left)) in self.lanes.iter().zip(partitions).enumerate() {
+            let held = self.cuts.iter().filter_map(|cut| cut.first_offset(place));
+            let resume = held.chain(left.first_open).min().unwrap_or(left.next);
+            let topic = &self.query.sources[lane.source].table.topic;
+            let position = Position { resume, seen: left.next, watermark: left.watermark };
+            sources.entry(topic.clone()).or_default().push(position);
+        }
+        let open = partitions.iter().map(|left| left.open).sum::<u64>() + self.open();
+        let account = total(partitions.iter().map(|left| left.account));
+        Checkpoint {
             query: self.query.name.clone(),
             version: self.version,
             fingerprint: self.query.fingerprint.clone(),
-            topic: self.query.source.topic.clone(),
             emitted: self.emitted,
-            partitions: positions,
+            sources,
             figures: self.figures(account, open, self.counted),
             gap: self.gap,
-        };
-        Ok(Closed { windows, checkpoint })
+            saved: self.saved.counts(),
+        }
     }
 
     /// The figures of a cut: `account` and `open` of all partitions, `counted` as far as it is committed.
@@ -168,6 +407,15 @@ impl Closer {
             open,
         }
     }
+}
+
+/// What is left of a hand-over once its rows are taken.
+struct Left {
+    first_open: Option<i64>,
+    next: i64,
+    watermark: Option<i64>,
+    account: Account,
+    open: u64,
 }
 
 /// The sum of the partitions' accounts.

@@ -1,46 +1,89 @@
-//! A query's cut, compiled: what to read of a record, how to judge a row, what to keep of it.
+//! A query compiled: what to read of a record, how to judge a row, what to keep of it, what to make of a closed window.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
-use datafusion::common::{Column, DFSchema, Result, internal_datafusion_err, plan_err};
+use datafusion::common::{DFSchema, DFSchemaRef, Result, internal_datafusion_err, plan_err};
 use datafusion::logical_expr::Expr;
 use datafusion::logical_expr::execution_props::ExecutionProps;
 use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
-use datafusion::logical_expr::utils::AggregateOrderSensitivity;
-use datafusion::logical_expr::utils::expr_to_columns;
-use datafusion::physical_expr::aggregate::LoweredAggregateBuilder;
+use datafusion::logical_expr::utils::{AggregateOrderSensitivity, expr_to_columns};
+use datafusion::physical_expr::aggregate::{AggregateFunctionExpr, LoweredAggregateBuilder};
 
 use super::above::Above;
-use super::aggregate::{Aggregate, Aggregation};
+use super::aggregate::{Aggregation, Arguments};
 use super::expression::RowExpr;
-use super::window::Panes;
+use super::snapshot::Shape;
+use super::window::{self, Panes};
 use crate::log::codec;
 use crate::reaction::table::Table;
 use crate::sql;
+use crate::sql::cut::{Cut, Input, Part, RowWise, Windowing};
 
 /// A query ready to run. Shared by its partitions.
 #[derive(Debug)]
 pub struct CompiledQuery {
     /// The file's name without `.sql`.
     pub name: String,
-    /// The table it reads.
-    pub source: Table,
-    /// The table it writes.
-    pub sink: Table,
-    /// Identity of the plan at and below the cut.
+    /// What it reads, by table name.
+    pub sources: Vec<CompiledSource>,
+    /// What it writes, in the text's order.
+    pub outputs: Vec<CompiledOutput>,
+    /// Identity of the plan at and below the cuts.
     pub fingerprint: String,
-    pub(crate) panes: Panes,
-    pub(crate) delay_ns: i64,
+    pub(crate) cuts: Vec<CompiledCut>,
+}
+
+/// One source table of a query.
+#[derive(Debug)]
+pub struct CompiledSource {
+    /// The table.
+    pub table: Table,
+    /// How far the watermark stays behind the largest event time.
+    pub delay_ns: i64,
     pub(crate) schema: SchemaRef,
-    /// The source columns that are read, by place in the table.
+    /// The columns that are read, by place in the table.
     pub(crate) columns: Vec<usize>,
     /// The event time's place among `columns`.
     pub(crate) event_time: usize,
+    /// What its rows go into: each accounts for every row of its own.
+    pub(crate) inputs: Vec<CompiledInput>,
+}
+
+/// Rows of a source on their way into a cut or straight into an output.
+#[derive(Debug)]
+pub(crate) struct CompiledInput {
     pub(crate) filters: Vec<RowExpr>,
-    pub(crate) aggregation: Aggregation,
-    pub(crate) above: Above,
+    pub(crate) into: Target,
+}
+
+/// Where an input's rows go.
+#[derive(Debug)]
+pub(crate) enum Target {
+    /// Into a windowed aggregate.
+    Cut { cut: usize, keys: Vec<RowExpr>, arguments: Vec<Arguments> },
+    /// Row by row into an output.
+    Output { output: usize, columns: Vec<RowExpr> },
+}
+
+/// One windowed aggregate.
+#[derive(Debug)]
+pub(crate) struct CompiledCut {
+    pub(crate) windowing: Windowing,
+    /// `None` for sessions.
+    pub(crate) panes: Option<Panes>,
+    pub(crate) aggregation: Arc<Aggregation>,
+    pub(crate) shape: Shape,
+}
+
+/// One sink of a query.
+#[derive(Debug)]
+pub struct CompiledOutput {
+    /// The table.
+    pub sink: Table,
+    /// By branch of the INSERT: what is made of closed windows.
+    pub(crate) parts: Vec<Above>,
 }
 
 impl CompiledQuery {
@@ -49,73 +92,194 @@ impl CompiledQuery {
     /// # Errors
     /// What DataFusion says of an expression that cannot be compiled.
     pub fn compile(query: &sql::Query) -> Result<Self> {
-        let cut = &query.cut;
-        let Some(watermark) = &query.source.watermark else {
-            return plan_err!("table {} has no WATERMARK FOR", query.source.name);
-        };
-        let Some((event_place, _)) = query.source.column(&watermark.column) else {
-            return plan_err!("table {} has no column {}", query.source.name, watermark.column);
-        };
-        let columns = columns_read(cut, event_place)?;
-        let fields = columns.iter().map(|&place| {
-            let (relation, field) = cut.source_schema.qualified_field(place);
-            (relation.cloned(), Arc::clone(field))
+        let sources = query.sources.iter().map(|table| CompiledSource::compile(query, table));
+        let cuts = query.cuts.iter().map(CompiledCut::compile).collect::<Result<Vec<_>>>()?;
+        let outputs = query.outputs.iter().map(|output| {
+            let windowed = output.parts.iter().filter_map(|part| match part {
+                Part::Windowed(windowed) => Some(windowed),
+                Part::RowWise(_) => None,
+            });
+            let parts = windowed.map(|part| {
+                let schemas: Vec<_> = cuts.iter().map(|cut| Arc::clone(&cut.aggregation.output)).collect();
+                Above::plan(part, schemas)
+            });
+            Ok(CompiledOutput { sink: output.sink.clone(), parts: parts.collect::<Result<_>>()? })
         });
-        let read = DFSchema::new_with_metadata(fields.collect(), Default::default())?;
-        let compile = |expr: &Expr| RowExpr::compile(expr, &read);
-        let aggregates = cut.aggregates.iter().map(|aggregate| compile_aggregate(aggregate, &read));
+        let outputs = outputs.collect::<Result<_>>()?;
+        // The accumulators' states are DataFusion's own: another version may not read them.
+        let saves_state = cuts.iter().any(CompiledCut::is_saved);
+        let fingerprint = match query.fingerprint() {
+            plan if saves_state => format!("{plan}-{}", datafusion::DATAFUSION_VERSION),
+            plan => plan,
+        };
+        let sources = sources.collect::<Result<_>>()?;
+        Ok(Self { name: query.name.clone(), sources, outputs, fingerprint, cuts })
+    }
+
+    /// The last instant at or before `ns` at which a window of the query may close; `None` when it has no window.
+    pub fn boundary_at_or_before(&self, ns: i64) -> Option<i64> {
+        let boundary = |cut: &CompiledCut| window::boundary_at_or_before(cut.windowing, ns);
+        self.cuts.iter().map(boundary).max()
+    }
+
+    /// What is to count as closed so that every window opened starts at or after `ns`.
+    pub fn closed_before(&self, ns: i64) -> i64 {
+        let closed = |cut: &CompiledCut| cut.panes.map_or(ns, |panes| panes.closed_before(ns));
+        self.cuts.iter().map(closed).max().unwrap_or(ns)
+    }
+
+    /// The first start of a window that is open once all up to `closed_to` are closed.
+    pub fn first_open_start(&self, closed_to: i64) -> i64 {
+        let start =
+            |cut: &CompiledCut| cut.panes.map_or(closed_to, |panes| panes.first_open_start(closed_to));
+        self.cuts.iter().map(start).min().unwrap_or(closed_to)
+    }
+
+    /// The longest delay of its sources.
+    pub fn delay_ns(&self) -> i64 {
+        self.sources.iter().map(|source| source.delay_ns).max().unwrap_or_default()
+    }
+}
+
+impl CompiledCut {
+    fn compile(cut: &Cut) -> Result<Self> {
+        let Some(input) = cut.inputs.first() else { return plan_err!("a cut without input") };
+        let lowered = lower(input, &input.source_schema)?;
+        let key_types = cut.output_schema.fields().iter().enumerate();
+        let key_types = key_types.filter(|(place, _)| *place != cut.window_index).take(cut.keys());
+        let functions: Vec<_> = lowered.into_iter().map(|lowered| lowered.0).collect();
+        let states = functions.iter().map(|function| Ok(function.state_fields()?.len()));
+        let shape = Shape { keys: cut.keys(), states: states.collect::<Result<_>>()? };
         let aggregation = Aggregation {
-            keys: cut.keys.iter().map(|(_, key)| compile(key)).collect::<Result<_>>()?,
-            aggregates: aggregates.collect::<Result<_>>()?,
+            key_types: key_types.map(|(_, field)| field.data_type().clone()).collect(),
+            functions,
             window_index: cut.window_index,
             output: Arc::clone(cut.output_schema.inner()),
         };
+        let panes = Panes::of(cut.windowing);
+        Ok(Self { windowing: cut.windowing, panes, aggregation: Arc::new(aggregation), shape })
+    }
+
+    /// Whether its state is saved with the checkpoint instead of being rebuilt from the log.
+    pub(crate) fn is_saved(&self) -> bool {
+        self.panes.is_none_or(Panes::is_saved)
+    }
+}
+
+type Lowered = (Arc<AggregateFunctionExpr>, Option<Arc<dyn datafusion::physical_expr::PhysicalExpr>>);
+
+/// The aggregate functions of an input over its columns, each with its FILTER.
+fn lower(input: &Input, schema: &DFSchema) -> Result<Vec<Lowered>> {
+    let (context, props) = (PhysicalPlanningContext::default(), ExecutionProps::new());
+    let lower = |expr: &Expr| {
+        let builder = LoweredAggregateBuilder::new(expr, schema, schema.as_arrow(), &props, &context);
+        let lowered = builder.build()?;
+        if lowered.aggregate.order_sensitivity() == AggregateOrderSensitivity::HardRequirement {
+            return plan_err!("{} needs its input sorted, which is not built yet", lowered.aggregate.name());
+        }
+        Ok((lowered.aggregate, lowered.filter))
+    };
+    input.aggregates.iter().map(lower).collect()
+}
+
+impl CompiledSource {
+    fn compile(query: &sql::Query, table: &Table) -> Result<Self> {
+        let Some(watermark) = &table.watermark else {
+            return plan_err!("table {} has no WATERMARK FOR", table.name);
+        };
+        let Some((event_place, _)) = table.column(&watermark.column) else {
+            return plan_err!("table {} has no column {}", table.name, watermark.column);
+        };
+        let columns = columns_read(query, table, event_place)?;
+        let inputs = query.cuts.iter().enumerate().flat_map(|(cut, planned)| {
+            let own = planned.inputs.iter().filter(|input| input.source == table.name);
+            own.map(move |input| (cut, input))
+        });
+        let inputs = inputs.map(|(cut, input)| cut_input(cut, input, &columns));
+        let mut inputs = inputs.collect::<Result<Vec<_>>>()?;
+        for (output, planned) in query.outputs.iter().enumerate() {
+            for part in &planned.parts {
+                if let Part::RowWise(rows) = part
+                    && rows.source == table.name
+                {
+                    inputs.push(output_input(output, rows, &columns)?);
+                }
+            }
+        }
         let event_time = columns.iter().position(|&place| place == event_place);
         Ok(Self {
-            name: query.name.clone(),
-            source: query.source.clone(),
-            sink: query.sink.clone(),
-            fingerprint: cut.fingerprint(),
-            panes: Panes::new(cut.window.width_ns),
             delay_ns: watermark.delay_ns,
-            schema: codec::arrow_schema(&query.source),
+            schema: codec::arrow_schema(table),
             event_time: event_time.ok_or_else(|| internal_datafusion_err!("the event time is not read"))?,
             columns,
-            filters: cut.filters.iter().map(compile).collect::<Result<_>>()?,
-            aggregation,
-            above: Above::plan(&cut.above, Arc::clone(cut.output_schema.inner()))?,
+            inputs,
+            table: table.clone(),
         })
     }
 }
 
+/// The columns that are read, named as an input names them.
+fn schema_read(schema: &DFSchemaRef, columns: &[usize]) -> Result<DFSchema> {
+    let fields = columns.iter().map(|&place| {
+        let (relation, field) = schema.qualified_field(place);
+        (relation.cloned(), Arc::clone(field))
+    });
+    DFSchema::new_with_metadata(fields.collect(), Default::default())
+}
+
+fn cut_input(cut: usize, input: &Input, columns: &[usize]) -> Result<CompiledInput> {
+    let read = schema_read(&input.source_schema, columns)?;
+    let compile = |expr: &Expr| RowExpr::compile(expr, &read);
+    let arguments = lower(input, &read)?.into_iter().map(|(function, filter)| {
+        let mut values = function.expressions();
+        values.extend(function.order_bys().iter().map(|order| Arc::clone(&order.expr)));
+        let values = values.into_iter().map(|value| RowExpr::from_physical(value, read.as_arrow()));
+        let filter = filter.map(|filter| RowExpr::from_physical(filter, read.as_arrow())).transpose()?;
+        Ok(Arguments { values: values.collect::<Result<_>>()?, filter })
+    });
+    Ok(CompiledInput {
+        filters: input.filters.iter().map(compile).collect::<Result<_>>()?,
+        into: Target::Cut {
+            cut,
+            keys: input.keys.iter().map(compile).collect::<Result<_>>()?,
+            arguments: arguments.collect::<Result<_>>()?,
+        },
+    })
+}
+
+fn output_input(output: usize, rows: &RowWise, columns: &[usize]) -> Result<CompiledInput> {
+    let read = schema_read(&rows.source_schema, columns)?;
+    let compile = |expr: &Expr| RowExpr::compile(expr, &read);
+    Ok(CompiledInput {
+        filters: rows.filters.iter().map(compile).collect::<Result<_>>()?,
+        into: Target::Output { output, columns: rows.columns.iter().map(compile).collect::<Result<_>>()? },
+    })
+}
+
 /// The places of the source columns that the query names, and of the event time, in order.
-fn columns_read(cut: &sql::cut::Cut, event_place: usize) -> Result<Vec<usize>> {
-    let mut named = std::collections::HashSet::new();
-    let keys = cut.keys.iter().map(|(_, key)| key);
-    for expr in cut.filters.iter().chain(keys).chain(&cut.aggregates) {
-        expr_to_columns(expr, &mut named)?;
-    }
+fn columns_read(query: &sql::Query, table: &Table, event_place: usize) -> Result<Vec<usize>> {
     let mut places = BTreeSet::from([event_place]);
-    for column in &named {
-        places.insert(place_of(&cut.source_schema, column)?);
+    let mut add = |exprs: &[Expr], schema: &DFSchema| {
+        let mut named = std::collections::HashSet::new();
+        exprs.iter().try_for_each(|expr| expr_to_columns(expr, &mut named))?;
+        for column in &named {
+            places.insert(schema.index_of_column(column)?);
+        }
+        Ok::<_, datafusion::error::DataFusionError>(())
+    };
+    let inputs = query.cuts.iter().flat_map(|cut| &cut.inputs).filter(|input| input.source == table.name);
+    for input in inputs {
+        for exprs in [&input.filters, &input.keys, &input.aggregates] {
+            add(exprs, &input.source_schema)?;
+        }
+    }
+    for part in query.outputs.iter().flat_map(|output| &output.parts) {
+        if let Part::RowWise(rows) = part
+            && rows.source == table.name
+        {
+            add(&rows.filters, &rows.source_schema)?;
+            add(&rows.columns, &rows.source_schema)?;
+        }
     }
     Ok(places.into_iter().collect())
-}
-
-fn place_of(schema: &DFSchema, column: &Column) -> Result<usize> {
-    schema.index_of_column(column)
-}
-
-fn compile_aggregate(expr: &Expr, read: &DFSchema) -> Result<Aggregate> {
-    let context = PhysicalPlanningContext::default();
-    let props = ExecutionProps::new();
-    let lowered = LoweredAggregateBuilder::new(expr, read, read.as_arrow(), &props, &context).build()?;
-    if lowered.aggregate.order_sensitivity() == AggregateOrderSensitivity::HardRequirement {
-        return plan_err!("{} needs its input sorted, which is not built yet", lowered.aggregate.name());
-    }
-    let mut arguments = lowered.aggregate.expressions();
-    arguments.extend(lowered.aggregate.order_bys().iter().map(|order| Arc::clone(&order.expr)));
-    let arguments = arguments.into_iter().map(|argument| RowExpr::from_physical(argument, read.as_arrow()));
-    let filter = lowered.filter.map(|filter| RowExpr::from_physical(filter, read.as_arrow())).transpose()?;
-    Ok(Aggregate { arguments: arguments.collect::<Result<_>>()?, function: lowered.aggregate, filter })
 }

@@ -77,7 +77,6 @@ pub(crate) fn plain_array(array: &ArrayRef) -> Result<ArrayRef> {
 #[derive(Debug, Clone)]
 pub(crate) struct RowExpr {
     shape: Shape,
-    data_type: DataType,
 }
 
 #[derive(Debug, Clone)]
@@ -103,12 +102,11 @@ impl RowExpr {
 
     /// Takes over a physical expression over the columns of `schema`.
     pub(crate) fn from_physical(physical: Arc<dyn PhysicalExpr>, schema: &Schema) -> Result<Self> {
-        let data_type = physical.data_type(schema)?;
         if let Some(column) = physical.downcast_ref::<Column>() {
-            return Ok(Self { shape: Shape::Column(column.index()), data_type });
+            return Ok(Self { shape: Shape::Column(column.index()) });
         }
         if let Some(literal) = physical.downcast_ref::<Literal>() {
-            return Ok(Self { shape: Shape::Constant(literal.value().clone()), data_type });
+            return Ok(Self { shape: Shape::Constant(literal.value().clone()) });
         }
         let columns = collect_columns(&physical);
         let shape = match columns.iter().next() {
@@ -128,12 +126,7 @@ impl RowExpr {
             }
             _ => Shape::Any(physical),
         };
-        Ok(Self { shape, data_type })
-    }
-
-    /// The SQL type: Utf8 for text, also where a record holds a dictionary.
-    pub(crate) fn data_type(&self) -> &DataType {
-        &self.data_type
+        Ok(Self { shape })
     }
 
     /// One value a row; text may come as `Dictionary(Int32, Utf8)`.

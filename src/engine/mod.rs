@@ -13,15 +13,21 @@
 
 mod above;
 mod aggregate;
+mod closed;
 pub mod closing;
 pub mod compile;
+mod decode;
 mod defaults;
 mod expression;
 mod groups;
 pub mod partition;
 pub mod routes;
 mod run;
+pub mod saved;
+mod session;
 pub mod sink;
+mod sliding;
+mod snapshot;
 pub mod watermark;
 pub mod window;
 pub mod worker;

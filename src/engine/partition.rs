@@ -1,27 +1,31 @@
-//! One partition of a query: records in, panes out. Pure: records, times and boundaries are arguments.
+//! One partition of a query's source: records in, panes out. Pure: records, times and boundaries are arguments.
 //!
 //! A record is atomic for time: its rows are judged by what was closed before it, then its largest event time
-//! advances the watermark. Every row is accounted once: filtered, future, late, bad, or in a pane (open, then counted).
+//! advances the watermark. Every row is accounted once for each input of the query that reads the source: filtered,
+//! future, late, bad, or taken in (open, then counted).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::{Array, AsArray, BooleanArray};
+use arrow::array::{AsArray, BooleanArray, RecordBatch};
 use arrow::datatypes::TimestampNanosecondType;
 use datafusion::common::Result;
 
-use super::aggregate::Pane;
-use super::compile::CompiledQuery;
-use super::defaults::read_record;
-use super::expression::Rows;
+use super::above::batch_of;
+use super::aggregate::{Aggregation, Arguments, Pane};
+use super::compile::{CompiledInput, CompiledQuery, CompiledSource, Target};
+use super::closing::Lane;
+use super::decode::{Decoded, Span, decode};
+use super::expression::{RowExpr, Rows};
 use super::groups::Scratch;
+use super::session::{Bursts, SessionRows};
 use super::watermark::Watermark;
-use super::window::runs;
-use crate::log::{HEADER_ROWS, Record, codec};
-use crate::reaction::checkpoint::Position;
+use super::window::{Panes, runs};
+use crate::log::{Record, codec};
 use crate::reaction::time::NS_PER_MS;
+use crate::sql::cut::Windowing;
 
-/// Rows accounted so far in one partition since the query's start (or its last one), besides those in panes.
+/// Rows accounted so far in one partition since the query's start (or its last one), besides those taken in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Account {
     /// By the records' row-count headers.
@@ -47,57 +51,131 @@ pub struct TimeRules {
 
 /// What a partition hands over when windows close: one step, so that results and positions agree.
 pub struct HandOver {
-    /// The panes that are over, by start.
-    pub(crate) panes: Vec<Pane>,
-    /// Positions after it.
-    pub position: Position,
-    /// The account up to `position.seen`.
-    pub account: Account,
-    /// Rows in panes still open.
-    pub open: u64,
+    /// By cut: the panes that are over.
+    pub(crate) panes: Vec<(usize, Pane)>,
+    /// By cut: all sessions' rows.
+    pub(crate) sessions: Vec<(usize, SessionRows)>,
+    /// By output: rows without a window.
+    pub(crate) rows: Vec<(usize, RecordBatch)>,
+    /// The first record with a row of a pane still open here.
+    pub(crate) first_open: Option<i64>,
+    /// The first record not taken in.
+    pub(crate) next: i64,
+    pub(crate) watermark: Option<i64>,
+    pub(crate) account: Account,
+    /// Rows in panes still open here.
+    pub(crate) open: u64,
 }
 
 /// One partition's panes, watermark and account.
 pub struct Partition {
     query: Arc<CompiledQuery>,
+    source: usize,
+    partition: u32,
     rules: TimeRules,
-    number: u32,
     /// Records below are already accounted: they only fill panes again.
     accounted_to: i64,
 
     /// Windows ending at or before this are closed; a row for them is late.
     closed_to: Option<i64>,
+    /// Up to here panes were saved by the checkpoint that this started from.
+    restored_to: Option<i64>,
     next: i64,
     watermark: Watermark,
     last_record_ms: Option<i64>,
-    panes: BTreeMap<i64, Pane>,
+    /// One for each input of the source.
+    taken: Vec<Taken>,
 
     account: Account,
     scratch: Scratch,
 }
 
-impl Partition {
-    /// A partition that goes on from a checkpoint's position, with everything up to `emitted` closed.
-    pub fn new(query: Arc<CompiledQuery>, rules: TimeRules, from: Position, emitted: Option<i64>) -> Self {
-        Self {
-            watermark: Watermark::new(query.delay_ns, from.watermark),
-            query,
-            rules,
-            number: 0,
-            accounted_to: from.seen,
-            closed_to: emitted,
-            next: from.resume,
-            last_record_ms: None,
-            panes: BTreeMap::new(),
-            account: Account::default(),
-            scratch: Scratch::default(),
+/// What was taken in for one input and not handed over yet.
+enum Taken {
+    Panes { panes: Panes, open: BTreeMap<i64, Pane> },
+    Bursts(Bursts),
+    Rows(Vec<RecordBatch>),
+}
+
+impl Taken {
+    fn new(query: &CompiledQuery, input: &CompiledInput) -> Result<Self> {
+        let Target::Cut { cut, .. } = input.into else { return Ok(Self::Rows(Vec::new())) };
+        let cut = &query.cuts[cut];
+        Ok(match (cut.panes, cut.windowing) {
+            (None, Windowing::Session { gap_ns }) => {
+                Self::Bursts(Bursts::new(gap_ns, Arc::clone(&cut.aggregation))?)
+            }
+            (Some(panes), _) => Self::Panes { panes, open: BTreeMap::new() },
+            (None, _) => Self::Rows(Vec::new()),
+        })
+    }
+
+    fn rows(&self) -> u64 {
+        match self {
+            Self::Panes { open, .. } => open.values().map(|pane| pane.rows).sum(),
+            Self::Bursts(bursts) => bursts.rows(),
+            Self::Rows(rows) => rows.iter().map(|rows| rows.num_rows() as u64).sum(),
         }
     }
 
-    /// The same as partition `number` of its topic, for `METADATA FROM 'partition'`.
-    #[must_use]
-    pub fn numbered(self, number: u32) -> Self {
-        Self { number, ..self }
+    fn groups(&self) -> usize {
+        match self {
+            Self::Panes { open, .. } => open.values().map(|pane| pane.accumulation.groups()).sum(),
+            Self::Bursts(bursts) => bursts.len(),
+            Self::Rows(_) => 0,
+        }
+    }
+
+    fn earliest_end(&self, closed_to: Option<i64>) -> Option<i64> {
+        match self {
+            Self::Panes { panes, open } => {
+                let (first, _) = open.first_key_value()?;
+                Some(panes.window_end_after(closed_to.map_or(*first, |closed_to| closed_to.max(*first))))
+            }
+            Self::Bursts(bursts) => bursts.earliest_end(),
+            Self::Rows(_) => None,
+        }
+    }
+
+    /// A row before this is late.
+    fn late_before(&self, closed_to: Option<i64>) -> i64 {
+        match (self, closed_to) {
+            (Self::Panes { panes, .. }, Some(closed_to)) => panes.first_open_start(closed_to),
+            (Self::Bursts(_), Some(closed_to)) => closed_to,
+            _ => i64::MIN,
+        }
+    }
+}
+
+impl Partition {
+    /// A partition of one of the query's sources that goes on from a checkpoint's position, with everything up to
+    /// `emitted` closed.
+    ///
+    /// # Errors
+    /// What DataFusion says of the query's aggregates.
+    pub fn new(
+        query: Arc<CompiledQuery>,
+        lane: Lane,
+        rules: TimeRules,
+        emitted: Option<i64>,
+    ) -> Result<Self> {
+        let Lane { source, partition, from } = lane;
+        let compiled = &query.sources[source];
+        Ok(Self {
+            watermark: Watermark::new(compiled.delay_ns, from.watermark),
+            taken: compiled.inputs.iter().map(|input| Taken::new(&query, input)).collect::<Result<_>>()?,
+            query,
+            source,
+            partition,
+            rules,
+            accounted_to: from.seen,
+            closed_to: emitted,
+            restored_to: emitted,
+            next: from.resume,
+            last_record_ms: None,
+            account: Account::default(),
+            scratch: Scratch::default(),
+        })
     }
 
     /// The offset after the last record taken in.
@@ -115,14 +193,20 @@ impl Partition {
         self.watermark.value()
     }
 
-    /// Groups held in open panes.
+    /// Groups held here.
     pub fn groups(&self) -> usize {
-        self.panes.values().map(Pane::groups).sum()
+        self.taken.iter().map(Taken::groups).sum()
     }
 
-    /// Rows in open panes.
+    /// Rows taken in and not handed over.
     pub fn open(&self) -> u64 {
-        self.panes.values().map(|pane| pane.rows).sum()
+        self.taken.iter().map(Taken::rows).sum()
+    }
+
+    /// Rows for outputs without a window, not handed over yet.
+    pub fn pending(&self) -> u64 {
+        let rows = self.taken.iter().filter(|taken| matches!(taken, Taken::Rows(_)));
+        rows.map(Taken::rows).sum()
     }
 
     /// The account so far.
@@ -130,42 +214,131 @@ impl Partition {
         self.account
     }
 
-    /// The end of the earliest open pane: nothing has to happen before the watermark is there.
+    /// The end of the earliest open window of what is held here: nothing has to happen before the watermark is there.
     pub fn earliest_end(&self) -> Option<i64> {
-        self.panes.first_key_value().map(|(_, pane)| pane.window.end)
+        self.taken.iter().filter_map(|taken| taken.earliest_end(self.closed_to)).min()
     }
 
-    /// Takes in the next record. `now_ms` is the wall clock when it was read.
+    /// Decodes and takes in the next record. `now_ms` is the wall clock when it was read.
     ///
     /// # Errors
     /// When an expression fails on a row: the query cannot go on. A record that cannot be decoded is no error; its
     /// rows are `bad`.
     pub fn push(&mut self, record: &Record, now_ms: i64) -> Result<Option<codec::CodecError>> {
-        let fresh = record.offset >= self.accounted_to;
-        let declared = record.header(HEADER_ROWS).and_then(|rows| rows.parse::<u64>().ok());
-        let decoded = self.decode(record, declared);
-        self.next = record.offset + 1;
+        let decoded = decode(&self.query.sources[self.source], record, self.partition);
+        self.take(&decoded, now_ms)?;
+        Ok(decoded.bad)
+    }
+
+    /// Takes in decoded records.
+    ///
+    /// # Errors
+    /// As [`Self::push`].
+    pub(crate) fn take(&mut self, decoded: &Decoded, now_ms: i64) -> Result<()> {
+        self.next = decoded.next;
         self.last_record_ms = Some(now_ms);
-        match decoded {
-            Ok(rows) => {
-                let total = rows.len() as u64;
-                let before = self.account;
-                self.take_in(&rows, record)?;
-                if fresh {
-                    self.account.accepted += declared.unwrap_or(total);
-                } else {
-                    self.account = before;
-                }
-                Ok(None)
-            }
-            Err(error) => {
-                if fresh {
-                    self.account.accepted += declared.unwrap_or_default();
-                    self.account.bad += declared.unwrap_or_default();
-                }
-                Ok(Some(error))
-            }
+        let inputs = self.taken.len() as u64;
+        if decoded.bad_span.offset >= self.accounted_to {
+            self.account.accepted += decoded.bad_span.accepted * inputs;
+            self.account.bad += decoded.bad_span.accepted * inputs;
         }
+        let query = Arc::clone(&self.query);
+        let source = &query.sources[self.source];
+        for (span, rows) in decoded.by_record() {
+            self.take_record(source, &span, &rows)?;
+        }
+        Ok(())
+    }
+
+    fn take_record(&mut self, source: &CompiledSource, span: &Span, rows: &Rows) -> Result<()> {
+        let fresh = span.offset >= self.accounted_to;
+        if fresh {
+            self.account.accepted += span.accepted * self.taken.len() as u64;
+        }
+        let future_from = span.timestamp_ms.saturating_add(self.rules.future_tolerance_ms);
+        let future_from = future_from.saturating_mul(NS_PER_MS);
+        let largest = event_ns(source, rows).iter().copied().filter(|&ns| ns <= future_from).max();
+        if let Some(largest) = largest {
+            self.watermark.advance(largest);
+        }
+        let limits = Limits { fresh, future_from, offset: span.offset };
+        for (place, input) in source.inputs.iter().enumerate() {
+            self.take_input(source, input, place, &limits, rows)?;
+        }
+        Ok(())
+    }
+
+    fn take_input(
+        &mut self,
+        source: &CompiledSource,
+        input: &CompiledInput,
+        place: usize,
+        limits: &Limits,
+        rows: &Rows,
+    ) -> Result<()> {
+        let kept = filtered(&input.filters, rows)?;
+        let passed = kept.as_ref().unwrap_or(rows);
+        if limits.fresh {
+            self.account.filtered += (rows.len() - passed.len()) as u64;
+        }
+        let is_row_wise = matches!(self.taken[place], Taken::Rows(_));
+        let on_time = if is_row_wise { None } else { self.on_time(source, place, limits, passed)? };
+        let rows = on_time.as_ref().unwrap_or(passed);
+        if rows.len() == 0 {
+            return Ok(());
+        }
+        let event_ns = event_ns(source, rows);
+        let Self { taken, scratch, query, account, .. } = self;
+        match (&mut taken[place], &input.into) {
+            (Taken::Panes { panes, open }, Target::Cut { cut, keys, arguments }) => {
+                let into = IntoPanes { aggregation: &query.cuts[*cut].aggregation, keys, arguments };
+                let left_out = into.fill(*panes, open, rows, event_ns, limits.offset, scratch)?;
+                if limits.fresh {
+                    account.bad += left_out;
+                }
+            }
+            (Taken::Bursts(bursts), Target::Cut { keys, arguments, .. }) if limits.fresh => {
+                bursts.update(keys, arguments, rows, event_ns, scratch)?;
+            }
+            (Taken::Rows(pending), Target::Output { columns, .. }) if limits.fresh => {
+                pending.push(batch_of(columns, rows)?);
+            }
+            // Committed or saved before the start.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The rows that are neither future nor late, `None` when all are.
+    fn on_time(
+        &mut self,
+        source: &CompiledSource,
+        place: usize,
+        limits: &Limits,
+        rows: &Rows,
+    ) -> Result<Option<Rows>> {
+        let mut late_before = self.taken[place].late_before(self.closed_to);
+        if let (Taken::Panes { panes, .. }, Some(restored_to)) = (&self.taken[place], self.restored_to)
+            && panes.is_saved()
+            && !limits.fresh
+        {
+            // Rows that were accounted in panes that are over: they are in the saved panes.
+            late_before = late_before.max(panes.boundary_at_or_before(restored_to));
+        }
+        let event_ns = event_ns(source, rows);
+        let future_from = limits.future_from;
+        let future = event_ns.iter().filter(|&&ns| ns > future_from).count();
+        let late = event_ns.iter().filter(|&&ns| ns <= future_from && ns < late_before).count();
+        if future + late == 0 {
+            return Ok(None);
+        }
+        if limits.fresh {
+            self.account.future += future as u64;
+            self.account.late += late as u64;
+        }
+        let keep: BooleanArray =
+            event_ns.iter().map(|&ns| Some(ns <= future_from && ns >= late_before)).collect();
+        Ok(Some(rows.filter(&keep)?))
     }
 
     /// Offsets up to `next` hold no record for readers (transaction markers do take offsets).
@@ -181,115 +354,112 @@ impl Partition {
         }
     }
 
-    /// Closes every window that ends at or before `boundary` and hands it over; without one, only positions.
-    pub fn hand_over(&mut self, boundary: Option<i64>) -> HandOver {
+    /// The input has ended: nothing follows.
+    pub fn end(&mut self) {
+        self.watermark.end();
+    }
+
+    /// Hands over what is over once everything up to `boundary` is closed; without one, only what waits for no window.
+    ///
+    /// # Errors
+    /// What DataFusion says of the aggregates' states.
+    pub fn hand_over(&mut self, boundary: Option<i64>) -> Result<HandOver> {
         self.closed_to = self.closed_to.max(boundary);
-        let mut closed = BTreeMap::new();
-        if let Some(first_open) = boundary {
-            let open = self.panes.split_off(&(first_open.saturating_sub(self.query.panes.width_ns() - 1)));
-            closed = std::mem::replace(&mut self.panes, open);
+        let (mut over, mut sessions, mut rows) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut first_open, mut still_open) = (None::<i64>, 0);
+        let source = &self.query.sources[self.source];
+        for (taken, input) in self.taken.iter_mut().zip(&source.inputs) {
+            match (taken, &input.into) {
+                (Taken::Panes { panes, open }, Target::Cut { cut, .. }) => {
+                    let from = boundary.map(|to| panes.boundary_at_or_before(to));
+                    if let Some(from) = from {
+                        let open_now = open.split_off(&from);
+                        let closed = std::mem::replace(open, open_now);
+                        over.extend(closed.into_values().map(|pane| (*cut, pane)));
+                    }
+                    let first = open.values().map(|pane| pane.first_offset).min();
+                    first_open = first_open.into_iter().chain(first).min();
+                    still_open += open.values().map(|pane| pane.rows).sum::<u64>();
+                }
+                (Taken::Bursts(bursts), Target::Cut { cut, .. }) => {
+                    sessions.extend(bursts.hand_over()?.map(|rows| (*cut, rows)));
+                }
+                (Taken::Rows(pending), Target::Output { output, .. }) => {
+                    rows.extend(std::mem::take(pending).into_iter().map(|rows| (*output, rows)));
+                }
+                _ => {}
+            }
         }
-        let resume = self.panes.values().map(|pane| pane.first_offset).min();
-        HandOver {
-            panes: closed.into_values().collect(),
-            position: Position {
-                resume: resume.unwrap_or(self.next),
-                seen: self.next,
-                watermark: self.watermark.value(),
-            },
+        Ok(HandOver {
+            panes: over,
+            sessions,
+            rows,
+            first_open,
+            next: self.next,
+            watermark: self.watermark.value(),
             account: self.account,
-            open: self.open(),
+            open: still_open,
+        })
+    }
+}
+
+/// How the rows of one record are judged.
+struct Limits {
+    /// The record was not accounted before the start.
+    fresh: bool,
+    /// A row after this is future.
+    future_from: i64,
+    offset: i64,
+}
+
+fn event_ns<'r>(source: &CompiledSource, rows: &'r Rows) -> &'r [i64] {
+    rows.batch().column(source.event_time).as_primitive::<TimestampNanosecondType>().values()
+}
+
+/// The rows that pass all filters, each evaluated on what the ones before it let through; `None` when all do.
+fn filtered(filters: &[RowExpr], rows: &Rows) -> Result<Option<Rows>> {
+    let mut kept: Option<Rows> = None;
+    for filter in filters {
+        let input = kept.as_ref().unwrap_or(rows);
+        let condition = filter.evaluate_condition(input)?;
+        if condition.true_count() < input.len() {
+            kept = Some(input.filter(&condition)?);
         }
     }
+    Ok(kept)
+}
 
-    fn decode(&self, record: &Record, declared: Option<u64>) -> std::result::Result<Rows, codec::CodecError> {
-        let query = &self.query;
-        let batch = read_record(&query.source, &query.schema, &query.columns, record, self.number)?;
-        if declared.is_some_and(|declared| declared != batch.num_rows() as u64) {
-            return Err(codec::CodecError::Damaged("its row count is not that of its header".to_owned()));
-        }
-        for (column, &place) in batch.columns().iter().zip(&query.columns) {
-            let field = query.schema.field(place);
-            if !field.is_nullable() && column.is_nullable() && column.logical_null_count() > 0 {
-                return Err(codec::CodecError::WrongSchema(format!("column {} holds a null", field.name())));
-            }
-        }
-        Ok(Rows::new(batch))
-    }
+struct IntoPanes<'a> {
+    aggregation: &'a Aggregation,
+    keys: &'a [RowExpr],
+    arguments: &'a [Arguments],
+}
 
-    fn take_in(&mut self, rows: &Rows, record: &Record) -> Result<()> {
-        let query = Arc::clone(&self.query);
-        self.watermark_after(rows, record);
-        let mut kept = None;
-        for filter in &query.filters {
-            let input = kept.as_ref().unwrap_or(rows);
-            let condition = filter.evaluate_condition(input)?;
-            if condition.true_count() < input.len() {
-                kept = Some(input.filter(&condition)?);
-            }
-        }
-        let passed = kept.as_ref().unwrap_or(rows);
-        self.account.filtered += (rows.len() - passed.len()) as u64;
-        match self.on_time(passed, record) {
-            Some(keep) => {
-                let on_time = passed.filter(&keep)?;
-                self.fill_panes(&on_time, record.offset)
-            }
-            None => self.fill_panes(passed, record.offset),
-        }
-    }
-
-    fn event_ns<'r>(&self, rows: &'r Rows) -> &'r [i64] {
-        rows.batch().column(self.query.event_time).as_primitive::<TimestampNanosecondType>().values()
-    }
-
-    fn future_from(&self, record: &Record) -> i64 {
-        let tolerated_ms = record.timestamp_ms.saturating_add(self.rules.future_tolerance_ms);
-        tolerated_ms.saturating_mul(NS_PER_MS)
-    }
-
-    /// The largest event time that is not future advances the watermark, whatever WHERE says of its row.
-    fn watermark_after(&mut self, rows: &Rows, record: &Record) {
-        let future_from = self.future_from(record);
-        let largest = self.event_ns(rows).iter().filter(|&&ns| ns <= future_from).max();
-        if let Some(&largest) = largest {
-            self.watermark.advance(largest);
-        }
-    }
-
-    /// Which rows are neither future nor late, `None` when all are.
-    fn on_time(&mut self, rows: &Rows, record: &Record) -> Option<BooleanArray> {
-        let future_from = self.future_from(record);
-        let closed_to = self.closed_to.unwrap_or(i64::MIN);
-        let event_ns = self.event_ns(rows);
-        let future = event_ns.iter().filter(|&&ns| ns > future_from).count();
-        let late = event_ns.iter().filter(|&&ns| ns <= future_from && ns < closed_to).count();
-        if future + late == 0 {
-            return None;
-        }
-        let keep = event_ns.iter().map(|&ns| Some(ns <= future_from && ns >= closed_to)).collect();
-        self.account.future += future as u64;
-        self.account.late += late as u64;
-        Some(keep)
-    }
-
-    fn fill_panes(&mut self, rows: &Rows, offset: i64) -> Result<()> {
-        let (runs, left_out) = runs(self.query.panes, self.event_ns(rows));
-        // Times at the very ends of 64 bits, which no window holds.
-        self.account.bad += left_out as u64;
+impl IntoPanes<'_> {
+    /// Fills panes with rows; returns how many have times at the very ends of 64 bits, which no window holds.
+    fn fill(
+        &self,
+        panes: Panes,
+        open: &mut BTreeMap<i64, Pane>,
+        rows: &Rows,
+        event_ns: &[i64],
+        offset: i64,
+        scratch: &mut Scratch,
+    ) -> Result<u64> {
+        let (runs, left_out) = runs(panes, event_ns);
         for run in runs {
-            let pane = match self.panes.entry(run.pane.start) {
+            let pane = match open.entry(run.pane.start) {
                 std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
                 std::collections::btree_map::Entry::Vacant(entry) => {
-                    entry.insert(Pane::new(&self.query.aggregation, run.pane, offset)?)
+                    entry.insert(Pane::new(self.aggregation, run.pane, offset)?)
                 }
             };
-            if run.rows == rows.len() {
-                pane.update(&self.query.aggregation, rows, &mut self.scratch)?;
-            } else {
-                pane.update(&self.query.aggregation, &rows.slice(run.from, run.rows), &mut self.scratch)?;
-            }
+            let whole = run.rows == rows.len();
+            let part = if whole { None } else { Some(rows.slice(run.from, run.rows)) };
+            let part = part.as_ref().unwrap_or(rows);
+            pane.accumulation.update(self.keys, self.arguments, part, scratch)?;
+            pane.rows += run.rows as u64;
         }
-        Ok(())
+        Ok(left_out as u64)
     }
 }

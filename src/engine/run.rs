@@ -3,6 +3,7 @@
 //! Partition tasks push records under their own partition's lock and publish how far they are in atomics, so that
 //! nobody waits for a partition at work except to close it.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::closing::{Closed, Closer, Start, total};
+use super::closing::{self, Closed, Closer, Start, total};
 use super::compile::CompiledQuery;
 use super::partition::{Partition, TimeRules};
 use super::watermark;
@@ -28,6 +29,8 @@ pub(super) const COMMIT_EVERY: Duration = Duration::from_secs(5);
 const COMMIT_ROWS: u64 = 1_000_000;
 /// A partition this far ahead of the slowest, in event time, is paused: open panes stay bounded.
 const MAX_SKEW_NS: i64 = 10_000 * NS_PER_MS;
+/// Rows without a window that may wait for a commit in one partition; then it is not read on.
+const MAX_PENDING: u64 = 100_000;
 /// Stands for "no watermark yet" in an atomic.
 const NONE: i64 = i64::MIN;
 
@@ -47,15 +50,18 @@ pub(super) struct Run {
     wake_ns: AtomicI64,
     /// `wake_ns` became earlier.
     pub(super) earlier: Notify,
+    /// Groups that the closer holds.
+    held_groups: AtomicUsize,
 }
 
 /// One partition, and what others may know of it without waiting for it.
 struct Lane {
     partition: Mutex<Partition>,
-    accounted_to: i64,
+    place: closing::Lane,
     next: AtomicI64,
     watermark: AtomicI64,
     accepted: AtomicU64,
+    pending: AtomicU64,
     groups: AtomicUsize,
 }
 
@@ -70,7 +76,7 @@ pub(super) struct Committed {
     pub(super) at: Instant,
     /// Rows accepted in this run.
     pub(super) rows: u64,
-    pub(super) positions: Vec<Position>,
+    pub(super) positions: BTreeMap<String, Vec<Position>>,
 }
 
 impl Committed {
@@ -82,24 +88,26 @@ impl Committed {
 impl Run {
     pub(super) fn new(
         query: Arc<CompiledQuery>,
-        version: u64,
+        closer: Closer,
         rules: TimeRules,
         start: &Start,
         hold_until_ms: i64,
-    ) -> Self {
-        let lane = |(number, position): (u32, &Position)| Lane {
-            partition: Mutex::new(
-                Partition::new(Arc::clone(&query), rules, *position, start.emitted).numbered(number),
-            ),
-            accounted_to: position.seen,
-            next: AtomicI64::new(position.resume),
-            watermark: AtomicI64::new(position.watermark.unwrap_or(NONE)),
-            accepted: AtomicU64::new(0),
-            groups: AtomicUsize::new(0),
-        };
-        let closer = Closer::new(Arc::clone(&query), version, start);
-        Self {
-            lanes: (0..).zip(&start.positions).map(lane).collect(),
+    ) -> Result<Self, Failure> {
+        let lanes = start.lanes.iter().map(|place| {
+            let partition = Partition::new(Arc::clone(&query), *place, rules, start.emitted)?;
+            Ok::<_, Failure>(Lane {
+                partition: Mutex::new(partition),
+                place: *place,
+                next: AtomicI64::new(place.from.resume),
+                watermark: AtomicI64::new(place.from.watermark.unwrap_or(NONE)),
+                accepted: AtomicU64::new(0),
+                pending: AtomicU64::new(0),
+                groups: AtomicUsize::new(0),
+            })
+        });
+        Ok(Self {
+            lanes: lanes.collect::<Result<_, _>>()?,
+            held_groups: AtomicUsize::new(closer.groups()),
             closing: Mutex::new(Closing { committed: closer.counted(), closer }),
             gap: start.gap,
             query,
@@ -107,7 +115,7 @@ impl Run {
             progress: Notify::new(),
             wake_ns: AtomicI64::new(i64::MAX),
             earlier: Notify::new(),
-        }
+        })
     }
 
     /// Takes in a record of one partition; see [`Partition::push`].
@@ -133,6 +141,7 @@ impl Run {
             lane.next.store(partition.next(), Ordering::Release);
             lane.watermark.store(partition.watermark().unwrap_or(NONE), Ordering::Release);
             lane.accepted.store(partition.account().accepted, Ordering::Relaxed);
+            lane.pending.store(partition.pending(), Ordering::Relaxed);
             lane.groups.store(partition.groups(), Ordering::Relaxed);
             partition.earliest_end()
         };
@@ -140,20 +149,25 @@ impl Run {
             self.wake_by(end);
         }
         self.progress.notify_one();
-        self.lanes.iter().map(|lane| lane.groups.load(Ordering::Relaxed)).sum()
+        let groups = self.lanes.iter().map(|lane| lane.groups.load(Ordering::Relaxed));
+        groups.sum::<usize>() + self.held_groups.load(Ordering::Relaxed)
     }
 
     /// Whether everything that was accounted before the start has been read again.
     pub(super) fn is_rebuilt(&self) -> bool {
-        self.lanes.iter().all(|lane| lane.next.load(Ordering::Acquire) >= lane.accounted_to)
+        self.lanes.iter().all(|lane| lane.next.load(Ordering::Acquire) >= lane.place.from.seen)
     }
 
     pub(super) fn watermark(&self) -> Option<i64> {
         watermark::minimum(self.lanes.iter().map(Lane::watermark))
     }
 
-    /// Whether this partition is so far ahead in event time that it has to wait for the slowest.
-    pub(super) fn is_ahead(&self, index: usize) -> bool {
+    /// Whether this partition has to wait: it is far ahead of the slowest in event time, or much of it waits for a
+    /// commit.
+    pub(super) fn has_to_wait(&self, index: usize) -> bool {
+        if self.lanes[index].pending.load(Ordering::Relaxed) > MAX_PENDING {
+            return true;
+        }
         match (self.lanes[index].watermark(), self.watermark()) {
             (Some(own), Some(slowest)) => own.saturating_sub(slowest) > MAX_SKEW_NS,
             _ => false,
@@ -162,28 +176,36 @@ impl Run {
 
     /// Closes what is over. `None` when there is nothing to commit.
     pub(super) fn close(&self, committed: &Committed) -> Result<Option<Closed>, Failure> {
-        let boundary = self.watermark().map(|ns| self.query.panes.boundary_at_or_before(ns));
+        let boundary = self.watermark().and_then(|ns| self.query.boundary_at_or_before(ns));
         let mut closing = lock(&self.closing);
         let is_over = boundary > closing.closer.emitted();
-        let accepted: u64 = self.lanes.iter().map(|lane| lane.accepted.load(Ordering::Relaxed)).sum();
+        let sum = |of: fn(&Lane) -> &AtomicU64| -> u64 {
+            self.lanes.iter().map(|lane| of(lane).load(Ordering::Relaxed)).sum()
+        };
+        let accepted = sum(|lane| &lane.accepted);
         let is_due = committed.is_due() || accepted.saturating_sub(committed.rows) >= COMMIT_ROWS;
-        if !is_over && !is_due {
+        if !is_over && !is_due && sum(|lane| &lane.pending) == 0 {
             return Ok(None);
         }
         let boundary = if is_over { boundary } else { closing.closer.emitted() };
         let mut handed = Vec::with_capacity(self.lanes.len());
         for lane in &self.lanes {
-            handed.push(lock(&lane.partition).hand_over(boundary));
+            let mut partition = lock(&lane.partition);
+            handed.push(partition.hand_over(boundary)?);
+            lane.pending.store(0, Ordering::Relaxed);
+            lane.groups.store(partition.groups(), Ordering::Relaxed);
+            drop(partition);
             failpoint::hit("engine.hand_over");
         }
-        self.wake_at_earliest();
         let closed = closing.closer.close(handed, boundary)?;
+        self.held_groups.store(closing.closer.groups(), Ordering::Relaxed);
+        self.wake_at_earliest(closing.closer.next_end());
         let figures = closed.checkpoint.figures;
         if !figures.is_conserved() {
             return Err(Failure::Stop(format!("rows are not conserved, this is a defect: {figures:?}")));
         }
-        let moved = closed.checkpoint.partitions != committed.positions;
-        Ok((!closed.windows.is_empty() || (moved && is_due)).then_some(closed))
+        let moved = closed.checkpoint.sources != committed.positions;
+        Ok((!closed.is_empty() || (moved && is_due)).then_some(closed))
     }
 
     /// Everything closed so far is in the log.
@@ -195,7 +217,7 @@ impl Run {
     pub(super) fn figures(&self) -> Figures {
         let closing = lock(&self.closing);
         let mut accounts = Vec::with_capacity(self.lanes.len());
-        let mut open = closing.closer.counted() - closing.committed;
+        let mut open = closing.closer.counted() - closing.committed + closing.closer.open();
         for lane in &self.lanes {
             let partition = lock(&lane.partition);
             accounts.push(partition.account());
@@ -204,13 +226,17 @@ impl Run {
         closing.closer.figures(total(accounts), open, closing.committed)
     }
 
-    pub(super) fn lag(&self, ranges: &[PartitionRange]) -> i64 {
-        let lags = self.lanes.iter().zip(ranges);
-        lags.map(|(lane, range)| (range.end - lane.next.load(Ordering::Acquire)).max(0)).sum()
+    /// Records not read yet; `ranges` are, by source, those of its topic's partitions.
+    pub(super) fn lag(&self, ranges: &[Vec<PartitionRange>]) -> i64 {
+        let lag = |lane: &Lane| {
+            let range = ranges.get(lane.place.source)?.get(lane.place.partition as usize)?;
+            Some((range.end - lane.next.load(Ordering::Acquire)).max(0))
+        };
+        self.lanes.iter().filter_map(lag).sum()
     }
 
     /// Ends when every partition has been read up to the end of its range.
-    pub(super) async fn reach(&self, ranges: &[PartitionRange]) {
+    pub(super) async fn reach(&self, ranges: &[Vec<PartitionRange>]) {
         while self.lag(ranges) > 0 {
             tokio::time::sleep(PROOF_WAIT).await;
         }
@@ -218,7 +244,7 @@ impl Run {
 
     /// A window may end earlier than the readers wait for.
     fn wake_by(&self, end_ns: i64) {
-        let wake_ns = end_ns.saturating_add(self.query.delay_ns);
+        let wake_ns = end_ns.saturating_add(self.query.delay_ns());
         if self.wake_ns.fetch_min(wake_ns, Ordering::AcqRel) > wake_ns {
             self.earlier.notify_waiters();
         }
@@ -226,8 +252,11 @@ impl Run {
 
     /// Forgets the windows just closed. What a partition opens meanwhile is either seen here or told by `wake_by`
     /// after the reset.
-    fn wake_at_earliest(&self) {
+    fn wake_at_earliest(&self, held: Option<i64>) {
         self.wake_ns.store(i64::MAX, Ordering::Release);
+        if let Some(end) = held {
+            self.wake_by(end);
+        }
         for lane in &self.lanes {
             let end = lock(&lane.partition).earliest_end();
             if let Some(end) = end {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use datafusion::common::{DataFusionError, Result, internal_err};
 use serde_json::{Map, Value};
 
-use super::closing::ClosedWindow;
+use super::closing::{ClosedOutput, ClosedWindow};
 use crate::log::result_row::COLUMN_ROOM;
 use crate::log::{
     HEADER_FINAL, HEADER_REVISION, HEADER_WINDOW_END, HEADER_WINDOW_ROWS, HEADER_WINDOW_START, NewRecord,
@@ -16,6 +16,33 @@ use crate::reaction::json::json_value;
 use crate::reaction::live::DEFAULT_ROOM;
 use crate::reaction::table::Table;
 use crate::reaction::time::format_rfc3339;
+
+/// The records of one commit into one sink: partition and record.
+///
+/// # Errors
+/// As [`records`].
+pub fn output_records(sink: &Table, partitions: u32, closed: &ClosedOutput) -> Result<Vec<(u32, NewRecord)>> {
+    let mut all = Vec::new();
+    for window in &closed.windows {
+        all.extend(records(sink, partitions, window)?);
+    }
+    for batch in &closed.rows {
+        for row in json_rows(sink, batch)? {
+            all.push(record(sink, partitions, &row)?);
+        }
+    }
+    Ok(all)
+}
+
+/// A row as a record, without headers.
+fn record(sink: &Table, partitions: u32, row: &Map<String, Value>) -> Result<(u32, NewRecord)> {
+    let key = sink.key_field.as_ref().and_then(|field| row.get(field)).map(text_of);
+    let partition = key.as_ref().map_or(0, |key| partition_of(key.as_bytes(), partitions));
+    let value = serde_json::to_vec(row).map_err(|error| DataFusionError::External(Box::new(error)))?;
+    let record =
+        NewRecord { key: key.map(Bytes::from), value: Some(Bytes::from(value)), headers: Vec::new() };
+    Ok((partition, record))
+}
 
 /// The records of one window: partition and record, in the rows' order. Rows with the same `'sink.key_field'` go to
 /// the same partition, those of a sink without one to partition 0.
@@ -34,11 +61,7 @@ pub fn records(sink: &Table, partitions: u32, closed: &ClosedWindow) -> Result<V
     let start = format_rfc3339(closed.window.start);
     let end = format_rfc3339(closed.window.end);
     let records = rows.iter().map(|row| {
-        let key = sink.key_field.as_ref().and_then(|field| row.get(field)).map(text_of);
-        let partition = key.as_ref().map_or(0, |key| partition_of(key.as_bytes(), partitions));
-        let value = serde_json::to_vec(row).map_err(|error| DataFusionError::External(Box::new(error)))?;
-        let record =
-            NewRecord { key: key.map(Bytes::from), value: Some(Bytes::from(value)), headers: Vec::new() };
+        let (partition, record) = record(sink, partitions, row)?;
         let window_rows = rows_of_room.get(&room_of(row)).copied().unwrap_or_default();
         let record = record
             .header(HEADER_WINDOW_START, start.as_str())

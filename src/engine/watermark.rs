@@ -27,6 +27,11 @@ impl Watermark {
         self.proved_ns = self.proved_ns.max(Some(wall_ns));
     }
 
+    /// The input has ended: it is complete for all time.
+    pub fn end(&mut self) {
+        self.floor = Some(i64::MAX);
+    }
+
     /// The watermark, `None` when nothing is known.
     pub fn value(&self) -> Option<i64> {
         let reached = self.largest_event_ns.max(self.proved_ns);

@@ -5,6 +5,7 @@
 //! way partitions go on reading. After any doubt about the log — the process was killed, a commit's end is not known —
 //! the query starts over: fence, read the checkpoint, rebuild what was open.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,14 +16,16 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Settings;
-use super::closing::{Closed, Start};
+use super::closing::{Closed, Closer, Lane, Start};
 use super::compile::CompiledQuery;
 use super::partition::TimeRules;
 use super::run::{COMMIT_EVERY, Committed, Run};
 use super::sink;
 use crate::clock;
 use crate::log::failpoint;
-use crate::log::{Log, LogError, NewRecord, PartitionRange, Reader, TOPIC_CHECKPOINTS, Transaction, Writer};
+use crate::log::{
+    Log, LogError, NewRecord, PartitionRange, Reader, Record, TOPIC_CHECKPOINTS, Transaction, Writer,
+};
 use crate::reaction::checkpoint::{Checkpoint, Gap};
 use crate::reaction::figures::Figures;
 use crate::reaction::time::{NS_PER_MS, format_rfc3339};
@@ -220,10 +223,9 @@ impl RunningQuery {
         let stop = token.child_token();
         let _stop_readers = stop.clone().drop_guard();
         let mut readers = tokio::task::JoinSet::new();
-        for (partition, position) in start.positions.iter().enumerate() {
-            let (shared, run, stop) = (Arc::clone(&self.shared), Arc::clone(&run), stop.clone());
-            let resume = position.resume;
-            readers.spawn(async move { read_partition(&shared, &run, partition, resume, &stop).await });
+        for (index, lane) in start.lanes.iter().enumerate() {
+            let (shared, run, stop, lane) = (Arc::clone(&self.shared), Arc::clone(&run), stop.clone(), *lane);
+            readers.spawn(async move { read_partition(&shared, &run, index, lane, &stop).await });
         }
         let (shared, observed, stopped) = (Arc::clone(&self.shared), Arc::clone(&run), stop.clone());
         readers.spawn(async move { observe_lag(&shared, &observed, &stopped).await });
@@ -245,17 +247,22 @@ impl RunningQuery {
     async fn recover(&self) -> Result<(Arc<Run>, Start, Box<dyn Writer>), Failure> {
         let (log, query) = (&self.shared.log, &self.query);
         let writer = log.fence(&writer_id(&query.name)).await?;
-        let checkpoint = read_checkpoint(log.as_ref(), &query.name).await?;
-        let ranges = describe(log.as_ref(), &query.source.topic).await?;
-        let starts: Vec<_> = ranges.iter().map(|range| range.start).collect();
+        let latest = log.latest(TOPIC_CHECKPOINTS).await?;
+        let checkpoint = checkpoint_of(&latest, &query.name)?;
+        let ranges = ranges(log.as_ref(), query).await?;
+        let starts: Vec<Vec<i64>> =
+            ranges.iter().map(|ranges| ranges.iter().map(|range| range.start).collect()).collect();
         let start = Start::decide(query, checkpoint.as_ref(), &starts);
         if let Some(gap) = start.gap {
             let (from, to) = (format_rfc3339(gap.from), format_rfc3339(gap.to));
             tracing::warn!(query = query.name, from, to, "the new version starts after a gap");
         }
-        let hold_ms = if log.is_shared() { SHARED_HOLD_MS + query.delay_ns / NS_PER_MS } else { 0 };
-        let run =
-            Run::new(Arc::clone(query), self.version, self.shared.rules, &start, clock::wall_ms() + hold_ms);
+        let mut closer = Closer::new(Arc::clone(query), self.version, &start);
+        let saved = latest.iter().filter_map(|(key, record)| Some((key.as_ref(), record.value.as_deref()?)));
+        closer.restore(&start, saved)?;
+        let hold_ms = if log.is_shared() { SHARED_HOLD_MS + query.delay_ns() / NS_PER_MS } else { 0 };
+        let rules = self.shared.rules;
+        let run = Run::new(Arc::clone(query), closer, rules, &start, clock::wall_ms() + hold_ms)?;
         Ok((Arc::new(run), start, writer))
     }
 
@@ -267,9 +274,12 @@ impl RunningQuery {
         mut writer: Box<dyn Writer>,
         stop: &CancellationToken,
     ) -> Result<(), Failure> {
-        let sink_partitions = describe(self.shared.log.as_ref(), &self.query.sink.topic).await?.len();
-        let sink_partitions = u32::try_from(sink_partitions).unwrap_or(u32::MAX);
-        let mut committed = Committed { at: Instant::now(), rows: 0, positions: start.positions.clone() };
+        let mut sink_partitions = Vec::with_capacity(self.query.outputs.len());
+        for output in &self.query.outputs {
+            let partitions = describe(self.shared.log.as_ref(), &output.sink.topic).await?.len();
+            sink_partitions.push(u32::try_from(partitions).unwrap_or(u32::MAX));
+        }
+        let mut committed = Committed { at: Instant::now(), rows: 0, positions: BTreeMap::new() };
         loop {
             let progress = run.progress.notified();
             if run.is_rebuilt() {
@@ -280,8 +290,8 @@ impl RunningQuery {
                 }
                 if let Some(closed) = closed {
                     committed.rows = closed.checkpoint.figures.accepted - start.figures.accepted;
-                    committed.positions = closed.checkpoint.partitions.clone();
-                    let transaction = self.transaction(&closed, sink_partitions)?;
+                    committed.positions = closed.checkpoint.sources.clone();
+                    let transaction = self.transaction(&closed, &sink_partitions)?;
                     commit(writer.as_mut(), transaction, stop).await?;
                     run.committed(closed.checkpoint.figures.counted);
                     self.hold(&closed.checkpoint).await?;
@@ -299,35 +309,34 @@ impl RunningQuery {
 
     /// Retention must not pass what this query would resume from.
     async fn hold(&self, checkpoint: &Checkpoint) -> Result<(), LogError> {
-        let topic = &self.query.source.topic;
-        for (position, partition) in checkpoint.partitions.iter().zip(0..) {
-            self.shared
-                .log
-                .hold(&writer_id(&self.query.name), topic, partition, Some(position.resume))
-                .await?;
+        let holder = writer_id(&self.query.name);
+        for (topic, positions) in &checkpoint.sources {
+            for (position, partition) in positions.iter().zip(0..) {
+                self.shared.log.hold(&holder, topic, partition, Some(position.resume)).await?;
+            }
         }
         Ok(())
     }
 
-    fn transaction(&self, closed: &Closed, sink_partitions: u32) -> Result<Transaction, Failure> {
-        let (query, sink) = (&self.query, &self.query.sink);
+    fn transaction(&self, closed: &Closed, sink_partitions: &[u32]) -> Result<Transaction, Failure> {
+        let query = &self.query;
         let mut records = Vec::new();
-        for window in &closed.windows {
-            let rows = sink::records(sink, sink_partitions, window)?;
-            records
-                .extend(rows.into_iter().map(|(partition, record)| (sink.topic.clone(), partition, record)));
+        for ((output, closed), partitions) in query.outputs.iter().zip(&closed.outputs).zip(sink_partitions) {
+            let rows = sink::output_records(&output.sink, *partitions, closed)?;
+            let topic = &output.sink.topic;
+            records.extend(rows.into_iter().map(|(partition, record)| (topic.clone(), partition, record)));
         }
         let value = serde_json::to_vec(&closed.checkpoint)
             .map_err(|error| Failure::Stop(format!("the checkpoint cannot be written: {error}")))?;
-        let checkpoint = NewRecord {
-            key: Some(Bytes::from(query.name.clone())),
-            value: Some(Bytes::from(value)),
-            headers: Vec::new(),
-        };
-        records.push((TOPIC_CHECKPOINTS.to_owned(), 0, checkpoint));
-        let positions = closed.checkpoint.partitions.iter().zip(0..);
-        let positions =
-            positions.map(|(position, partition)| (query.source.topic.clone(), partition, position.seen));
+        let saved = closed.saved.iter().map(|saved| (saved.key.clone(), saved.value.clone()));
+        for (key, value) in saved.chain([(query.name.clone(), Some(value))]) {
+            let record =
+                NewRecord { key: Some(Bytes::from(key)), value: value.map(Bytes::from), headers: Vec::new() };
+            records.push((TOPIC_CHECKPOINTS.to_owned(), 0, record));
+        }
+        let positions = closed.checkpoint.sources.iter().flat_map(|(topic, positions)| {
+            positions.iter().zip(0..).map(|(position, partition)| (topic.clone(), partition, position.seen))
+        });
         Ok(Transaction {
             records,
             consumed: Some((format!("emostream.{}", query.name), positions.collect())),
@@ -340,7 +349,7 @@ impl RunningQuery {
     /// # Errors
     /// When the log does not answer.
     pub async fn report(&self) -> Result<QueryReport, LogError> {
-        let ranges = self.shared.log.describe(&self.query.source.topic).await?.unwrap_or_default();
+        let ranges = ranges(self.shared.log.as_ref(), &self.query).await?;
         let run = lock(&self.status).run.clone();
         let mut figures = Figures::default();
         let (mut lag_records, mut watermark, mut gap) = (0, None, None);
@@ -375,21 +384,27 @@ async fn read_partition(
     shared: &Shared,
     run: &Run,
     index: usize,
-    resume: i64,
+    lane: Lane,
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
-    let partition = u32::try_from(index).unwrap_or(u32::MAX);
-    let mut reader = shared.log.reader(&run.query.source.topic, partition, resume).await?;
+    let topic = &run.query.sources[lane.source].table.topic;
+    let mut reader = shared.log.reader(topic, lane.partition, lane.from.resume).await?;
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            ended = read_once(shared, run, index, reader.as_mut()) => ended?,
+            ended = read_once(shared, run, index, lane, reader.as_mut()) => ended?,
         }
     }
 }
 
-async fn read_once(shared: &Shared, run: &Run, index: usize, reader: &mut dyn Reader) -> Result<(), Failure> {
-    while run.is_ahead(index) {
+async fn read_once(
+    shared: &Shared,
+    run: &Run,
+    index: usize,
+    lane: Lane,
+    reader: &mut dyn Reader,
+) -> Result<(), Failure> {
+    while run.has_to_wait(index) {
         tokio::time::sleep(PROOF_WAIT).await;
     }
     let earlier = run.earlier.notified();
@@ -407,8 +422,8 @@ async fn read_once(shared: &Shared, run: &Run, index: usize, reader: &mut dyn Re
         let bad = run.push(index, record, now_ms)?;
         drop(permit);
         if let Some(reason) = bad {
-            let (offset, topic) = (record.offset, &run.query.source.topic);
-            tracing::warn!(query = name, topic, partition = index, offset, %reason, "a record cannot be read");
+            let (topic, partition) = (&run.query.sources[lane.source].table.topic, lane.partition);
+            tracing::warn!(query = name, topic, partition, offset = record.offset, %reason, "a record cannot be read");
         }
         tokio::task::yield_now().await;
     }
@@ -452,8 +467,7 @@ async fn commit(
 }
 
 /// The query's newest committed checkpoint.
-async fn read_checkpoint(log: &dyn Log, query: &str) -> Result<Option<Checkpoint>, Failure> {
-    let latest = log.latest(TOPIC_CHECKPOINTS).await?;
+fn checkpoint_of(latest: &BTreeMap<Bytes, Record>, query: &str) -> Result<Option<Checkpoint>, Failure> {
     let Some(value) = latest.get(query.as_bytes()).and_then(|record| record.value.as_ref()) else {
         return Ok(None);
     };
@@ -461,6 +475,15 @@ async fn read_checkpoint(log: &dyn Log, query: &str) -> Result<Option<Checkpoint
     checkpoint
         .map(Some)
         .map_err(|error| Failure::Stop(format!("the checkpoint of {query} is damaged: {error}")))
+}
+
+/// By source of the query: the ranges of its topic's partitions.
+async fn ranges(log: &dyn Log, query: &CompiledQuery) -> Result<Vec<Vec<PartitionRange>>, LogError> {
+    let mut all = Vec::with_capacity(query.sources.len());
+    for source in &query.sources {
+        all.push(describe(log, &source.table.topic).await?);
+    }
+    Ok(all)
 }
 
 async fn describe(log: &dyn Log, topic: &str) -> Result<Vec<PartitionRange>, LogError> {
@@ -471,7 +494,7 @@ async fn describe(log: &dyn Log, topic: &str) -> Result<Vec<PartitionRange>, Log
 async fn observe_lag(shared: &Shared, run: &Run, stop: &CancellationToken) -> Result<(), Failure> {
     loop {
         // A log that does not answer is no reason to stop: the readers will say so.
-        if let Ok(Some(ranges)) = shared.log.describe(&run.query.source.topic).await {
+        if let Ok(ranges) = ranges(shared.log.as_ref(), &run.query).await {
             let gauge = metrics::gauge!("emostream_engine_lag_records", "query" => run.query.name.clone());
             gauge.set(run.lag(&ranges) as f64);
         }
@@ -494,7 +517,7 @@ fn observe(query: &str, closed: &Closed) {
             .set(emitted as f64 / 1e9);
     }
     let now_ns = clock::wall_ns();
-    for window in &closed.windows {
+    for window in closed.windows() {
         let lag_s = now_ns.saturating_sub(window.window.end) as f64 / 1e9;
         metrics::histogram!("emostream_engine_close_lag_seconds", "query" => query.clone()).record(lag_s);
     }

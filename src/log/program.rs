@@ -56,8 +56,9 @@ pub struct QueryEntry {
     pub text: String,
     /// From 1; rises by one whenever the text changes.
     pub version: u64,
-    /// The table it writes.
-    pub sink: String,
+    /// The tables it writes.
+    #[serde(default)]
+    pub sinks: Vec<String>,
     /// The tables it reads.
     pub sources: Vec<String>,
 }
@@ -276,7 +277,7 @@ mod tests {
             name: name.to_owned(),
             text: text.to_owned(),
             version: 0,
-            sink: "counts".to_owned(),
+            sinks: vec!["counts".to_owned()],
             sources: vec!["reactions".to_owned()],
         };
         ProgramView {

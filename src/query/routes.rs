@@ -270,10 +270,14 @@ async fn answers(query: &Query, entries: &[&QueryEntry]) -> Result<Vec<Value>, P
 
 /// How many offsets the sources' ends are ahead of the checkpoint.
 async fn lag(query: &Query, checkpoint: &Checkpoint) -> Result<i64, Problem> {
-    let ranges = query.log.describe(&checkpoint.topic).await.map_err(log_problem)?.unwrap_or_default();
-    let behind =
-        ranges.iter().zip(&checkpoint.partitions).map(|(range, position)| (range.end - position.seen).max(0));
-    Ok(behind.sum())
+    let mut behind = 0;
+    for (topic, positions) in &checkpoint.sources {
+        let ranges = query.log.describe(topic).await.map_err(log_problem)?.unwrap_or_default();
+        let of_partition =
+            ranges.iter().zip(positions).map(|(range, position)| (range.end - position.seen).max(0));
+        behind += of_partition.sum::<i64>();
+    }
+    Ok(behind)
 }
 
 fn log_problem(error: LogError) -> Problem {

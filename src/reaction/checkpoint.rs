@@ -1,5 +1,7 @@
 //! A checkpoint: from where a query goes on after a restart, stored in the transaction of the results it covers.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::figures::Figures;
@@ -14,17 +16,18 @@ pub struct Checkpoint {
     pub version: u64,
     /// Identity of the plan at and below the cut; another one means other windows or groups.
     pub fingerprint: String,
-    /// The source topic.
-    pub topic: String,
     /// Every window that ends at or before this has been emitted. `None` before the first.
     #[serde(with = "optional_rfc3339")]
     pub emitted: Option<i64>,
-    /// One entry per partition of the source topic, in order.
-    pub partitions: Vec<Position>,
+    /// By source topic: one entry per partition, in order.
+    pub sources: BTreeMap<String, Vec<Position>>,
     /// The account at `seen`; rows of open windows are in `open`.
     pub figures: Figures,
     /// The span that a change of the query could not rebuild, if there was one.
     pub gap: Option<Gap>,
+    /// How many records beside this one hold state that is not read again from the log, by windowed aggregate.
+    #[serde(default)]
+    pub saved: Vec<u64>,
 }
 
 /// Where one partition stands.

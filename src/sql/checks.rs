@@ -6,13 +6,13 @@ use std::ops::ControlFlow;
 use datafusion::logical_expr::Volatility;
 use datafusion::sql::sqlparser::ast::{
     Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, ObjectName, Query, Select, SetExpr,
-    Spanned, TableFactor, Visit, Visitor,
+    SetOperator, Spanned, TableFactor, Visit, Visitor,
 };
 use datafusion::sql::sqlparser::tokenizer::Span;
 
 use super::catalog::normalized;
 use super::diagnostic::Finding;
-use super::functions::{LATER_WINDOWS, TUMBLE};
+use super::functions::WindowCall;
 use super::planner::{Planner, Relation};
 use crate::reaction::table::TableKind;
 
@@ -113,11 +113,8 @@ impl Checks<'_> {
     fn function(&mut self, function: &Function) {
         let Some((name, at)) = last_name(&function.name) else { return };
         let functions = &self.planner.functions;
-        if name == TUMBLE {
-            self.tumble(function, at);
-        } else if LATER_WINDOWS.contains(&name.as_str()) {
-            let help = "write tumble(INTERVAL '2 seconds')";
-            self.refuse(at, format!("window call '{name}' is not supported yet"), help);
+        if let Some(call) = WindowCall::named(&name) {
+            self.window_call(call, function, at);
         } else if let Some(scalar) = functions.scalar.get(&name)
             && scalar.signature().volatility != Volatility::Immutable
         {
@@ -130,35 +127,36 @@ impl Checks<'_> {
         }
     }
 
-    fn tumble(&mut self, function: &Function, at: Span) {
-        const HELP: &str = "write tumble(INTERVAL '2 seconds')";
+    fn window_call(&mut self, call: WindowCall, function: &Function, at: Span) {
         let arguments = match &function.args {
             FunctionArguments::List(list) => list.args.as_slice(),
             _ => &[],
         };
-        match arguments {
-            [FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Value(value)))] => {
-                self.refuse(value.span, format!("tumble takes an INTERVAL, found {value}"), HELP);
+        for argument in arguments {
+            if let FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Value(value))) = argument {
+                let message = format!("{call} takes INTERVALs, found {value}");
+                return self.refuse(value.span, message, call.example());
             }
-            [FunctionArg::Unnamed(FunctionArgExpr::Expr(_))] => {}
-            [] => self.refuse(at, "tumble takes the window's width, an INTERVAL", HELP),
-            [_, ..] => self.refuse(at, "tumble takes one argument, the window's width", HELP),
+        }
+        if arguments.len() != call.arguments().len() {
+            let expected = call.arguments().join(" and the window's ");
+            let message =
+                format!("{call} takes the window's {expected}, found {} arguments", arguments.len());
+            self.refuse(at, message, call.example());
         }
         if function.over.is_some() {
-            self.refuse(at, "tumble divides time for GROUP BY; it takes no OVER", HELP);
+            let message = format!("{call} divides time for GROUP BY; it takes no OVER");
+            self.refuse(at, message, call.example());
         }
     }
 
     fn from(&mut self, select: &Select) {
-        const HELP: &str = "read one table in FROM";
-        let second = select.from.get(1).map(|table| table.relation.span());
-        let joined =
-            select.from.iter().flat_map(|table| table.joins.first()).map(|join| join.relation.span()).next();
-        if let Some(at) = joined.or(second) {
-            self.refuse(at, "joins are not supported yet", HELP);
+        if let Some(second) = select.from.get(1) {
+            let help = "write JOIN … ON a.window = b.window AND …";
+            self.refuse(second.relation.span(), "a list of tables in FROM is not supported", help);
         }
         if select.from.is_empty() {
-            self.refuse(select.span(), "a SELECT without FROM is not supported yet", HELP);
+            self.refuse(select.span(), "a SELECT needs a FROM", "read a source table");
         }
     }
 }
@@ -173,9 +171,9 @@ impl Visitor for Checks<'_> {
         }
         match query.body.as_ref() {
             SetExpr::Select(_) | SetExpr::Query(_) => {}
+            SetExpr::SetOperation { op: SetOperator::Union, .. } => {}
             SetExpr::SetOperation { op, right, .. } => {
-                let help = "write one INSERT per file, each into a sink of its own";
-                self.refuse(right.span(), format!("{op} is not supported yet"), help);
+                self.refuse(right.span(), format!("{op} is not supported"), "write a join, or WHERE");
             }
             other => self.refuse(other.span(), "only SELECT is supported here", "write a SELECT"),
         }

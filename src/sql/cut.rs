@@ -1,10 +1,10 @@
-//! The cut: an analysed plan divided at its windowed aggregate.
+//! The cut: an analysed plan divided at its windowed aggregates.
 //!
 //! ```text
-//!  Projection, Filter, Sort, Window, …        above: an ordinary plan, run over the rows of a closed window
-//!  WindowedRows                               its leaf, in place of
+//!  Projection, Filter, Sort, Join, …          above: an ordinary plan, run over the rows of a closed window
+//!  WindowedRows                               its leaves, in place of
 //!  ─ ─ Aggregate group by [tumble(…), keys] ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ the cut
-//!  Projection, Filter, SubqueryAlias          below: inlined into expressions over the record
+//!  Projection, Filter, SubqueryAlias, Union   below: inlined into expressions over the record
 //!  TableScan
 //! ```
 //!
@@ -22,73 +22,165 @@ use datafusion::logical_expr::{Expr, ExprSchemable, LogicalPlan, UserDefinedLogi
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 
 use super::above;
-use super::functions::{TUMBLE, interval_ns, tumble_argument};
+use super::functions::{WindowCall, interval_ns, window_call};
 use super::inline::{Inlined, inline, substitute};
+use super::parts::union_parts;
 use super::planner::Planner;
 
-/// A tumbling window of that width, aligned to the Unix epoch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tumble {
-    /// In nanoseconds, above 0.
-    pub width_ns: i64,
+/// How event time is divided into windows. Tumbling and hopping ones align to the Unix epoch. All spans are in
+/// nanoseconds, above 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Windowing {
+    /// Windows side by side.
+    Tumble {
+        /// The length of a window.
+        width_ns: i64,
+    },
+    /// Windows that overlap.
+    Hop {
+        /// From one window's start to the next one's.
+        slide_ns: i64,
+        /// The length of a window: a multiple of the slide.
+        width_ns: i64,
+    },
+    /// One window per group and burst of rows.
+    Session {
+        /// A row this long after the last one, or longer, starts a new session.
+        gap_ns: i64,
+    },
 }
 
-/// A plan divided at its one windowed aggregate. Every expression at and below the cut is written in terms of the
-/// source table's columns (projections and sub-selects are inlined), so that it is evaluated on a record as it was read.
+impl fmt::Display for Windowing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = |ns: &i64| format!("{} s", *ns as f64 / 1e9);
+        match self {
+            Self::Tumble { width_ns } => write!(f, "tumble({})", seconds(width_ns)),
+            Self::Hop { slide_ns, width_ns } => {
+                write!(f, "hop({}, {})", seconds(slide_ns), seconds(width_ns))
+            }
+            Self::Session { gap_ns } => write!(f, "session({})", seconds(gap_ns)),
+        }
+    }
+}
+
+/// A windowed aggregate. Every expression is written in terms of a source table's columns (projections and sub-selects
+/// are inlined), so that it is evaluated on a record as it was read.
 #[derive(Clone, Debug)]
 pub struct Cut {
+    /// How event time is divided.
+    pub windowing: Windowing,
+    /// What is aggregated: one input, or one for each branch of a UNION ALL below the window.
+    pub inputs: Vec<Input>,
+    /// The window's place among the aggregate's group expressions.
+    pub window_index: usize,
+    /// The aggregate's output: group expressions (the window as `struct<start, end>`), then aggregates.
+    pub output_schema: DFSchemaRef,
+}
+
+/// Rows of one source on their way into a windowed aggregate.
+#[derive(Clone, Debug)]
+pub struct Input {
     /// The source table's name.
     pub source: String,
-    /// How event time is divided.
-    pub window: Tumble,
     /// The source's columns, as the expressions name them: all of them, in declaration order.
     pub source_schema: DFSchemaRef,
     /// Conjuncts of all WHEREs below the window, innermost first. Keys and aggregates are to be evaluated only on rows
     /// that pass them all (`WHERE x <> 0` guards a `10 / x`).
     pub filters: Vec<Expr>,
-    /// The group keys besides the window, with their place among the aggregate's group expressions. A key may be a
-    /// constant (`SELECT 'all' AS room` below the window).
-    pub keys: Vec<(usize, Expr)>,
-    /// The window's place among the aggregate's group expressions.
-    pub window_index: usize,
+    /// The group keys besides the window, in order. A key may be a constant (`SELECT 'all' AS room` below the window).
+    pub keys: Vec<Expr>,
     /// The aggregate functions, each an `Expr::AggregateFunction`; none for a SELECT DISTINCT.
     pub aggregates: Vec<Expr>,
-    /// The aggregate's output: group expressions (the window as `struct<start, end>`), then aggregates.
-    pub output_schema: DFSchemaRef,
-    /// The plan above; the aggregate is replaced by [`WindowedRows`] of `output_schema`.
-    pub above: LogicalPlan,
 }
 
 impl Cut {
-    /// What the state of open windows depends on, as 16 hexadecimal digits: source, window, filters, keys, aggregates
-    /// and their types. Stable between runs and builds; an edit above the cut leaves it as it is.
-    pub fn fingerprint(&self) -> String {
-        let mut text = format!("{}\n{}\n{}", self.source, self.window.width_ns, self.window_index);
-        for filter in &self.filters {
-            text += &format!("\nwhere {filter}");
+    /// How many keys there are besides the window.
+    pub fn keys(&self) -> usize {
+        self.inputs.first().map_or(0, |input| input.keys.len())
+    }
+
+    /// What the state of open windows depends on: sources, window, filters, keys, aggregates and their types. Stable
+    /// between runs and builds; an edit above the cut leaves it as it is.
+    pub fn identity(&self) -> String {
+        let mut text = format!("{:?}\n{}", self.windowing, self.window_index);
+        for input in &self.inputs {
+            text += &format!("\nfrom {}", input.source);
+            for (what, exprs) in
+                [("where", &input.filters), ("key", &input.keys), ("aggregate", &input.aggregates)]
+            {
+                for expr in exprs {
+                    text += &format!("\n{what} {expr}");
+                }
+            }
         }
-        for (index, key) in &self.keys {
-            text += &format!("\nkey {index} {key} {}", self.output_schema.field(*index).data_type());
+        for field in self.output_schema.fields() {
+            text += &format!("\n{}", field.data_type());
         }
-        let fields = self.output_schema.fields().iter().skip(self.keys.len() + 1);
-        for (aggregate, field) in self.aggregates.iter().zip(fields) {
-            text += &format!("\naggregate {aggregate} {}", field.data_type());
-        }
-        format!("{:016x}", fnv1a(text.as_bytes()))
+        text
     }
 }
 
-/// FNV-1a, 64 bits: <http://www.isthe.com/chongo/tech/comp/fnv/>. The standard library's hasher may change.
-fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+/// FNV-1a, 64 bits, as 16 hexadecimal digits: <http://www.isthe.com/chongo/tech/comp/fnv/>. The standard library's
+/// hasher may change.
+pub(crate) fn fnv1a(text: &str) -> String {
+    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("{hash:016x}")
+}
+
+/// What an INSERT writes, or one branch of its UNION ALL.
+#[derive(Clone, Debug)]
+pub enum Part {
+    /// Rows of closed windows.
+    Windowed(Windowed),
+    /// Rows of a source, one by one, as they come.
+    RowWise(RowWise),
+}
+
+/// The plan above one or several cuts of the same window; it ends in the sink's columns and types, by position.
+#[derive(Clone, Debug)]
+pub struct Windowed {
+    /// The cuts' windows, which are the same.
+    pub windowing: Windowing,
+    /// Places among the query's cuts, without repetition.
+    pub cuts: Vec<usize>,
+    /// Its leaves are [`WindowedRows`].
+    pub above: LogicalPlan,
+    /// The same as expressions over the cut's output, where the plan is only filters and projections over one cut.
+    pub row_by_row: Option<RowByRow>,
+}
+
+/// Filters and projections over the rows of a cut: needs no plan to be run.
+#[derive(Clone, Debug)]
+pub struct RowByRow {
+    /// The cut's output, as the expressions name its columns.
+    pub schema: DFSchemaRef,
+    /// Conjuncts, innermost first.
+    pub filters: Vec<Expr>,
+    /// The sink's columns, by position.
+    pub columns: Vec<Expr>,
+}
+
+/// A SELECT without a window: filters and expressions over a source's columns.
+#[derive(Clone, Debug)]
+pub struct RowWise {
+    /// The source table's name.
+    pub source: String,
+    /// The source's columns, as the expressions name them.
+    pub source_schema: DFSchemaRef,
+    /// Conjuncts, innermost first.
+    pub filters: Vec<Expr>,
+    /// The sink's columns, by position.
+    pub columns: Vec<Expr>,
 }
 
 /// The leaf of the plan above the cut: the rows of closed windows. The engine's physical planner puts its own
 /// execution plan here.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WindowedRows {
+    /// The cut's place among the query's cuts.
+    pub cut: usize,
     schema: DFSchemaRef,
 }
 
@@ -116,7 +208,7 @@ impl UserDefinedLogicalNodeCore for WindowedRows {
     }
 
     fn fmt_for_explain(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "WindowedRows: {}", self.schema)
+        write!(f, "WindowedRows: cut {}", self.cut)
     }
 
     fn with_exprs_and_inputs(&self, _exprs: Vec<Expr>, _inputs: Vec<LogicalPlan>) -> Result<Self> {
@@ -128,7 +220,7 @@ impl UserDefinedLogicalNodeCore for WindowedRows {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Anchor {
     /// The window call.
-    Tumble,
+    Window,
     /// The GROUP BY or DISTINCT next to the source, or its first aggregate function.
     Innermost,
     /// The GROUP BY, DISTINCT or OVER furthest from the source.
@@ -160,136 +252,224 @@ pub(crate) fn refuse<T>(
     Err(Refusal { at, message: message.into(), help: help.into() })
 }
 
-const GROUP_BY_WINDOW: &str = "write SELECT tumble(INTERVAL '2 seconds') AS window, … GROUP BY window, …";
+pub(crate) const GROUP_BY_WINDOW: &str =
+    "write SELECT tumble(INTERVAL '2 seconds') AS window, … GROUP BY window, …";
 
-/// Divides the analysed plan of a query.
-pub(crate) fn cut(plan: LogicalPlan, planner: &Planner) -> Result<Cut, Refusal> {
-    let aggregates_above = aggregates(&plan)?;
-    let Some(aggregates_above) = aggregates_above.checked_sub(1) else {
-        return refuse(Anchor::Query, "the query counts nothing in a window", GROUP_BY_WINDOW);
-    };
-    let (above, at_cut) = split(plan, aggregates_above)?;
-    let parts = Parts::of(&at_cut)?;
-    let below = inline(parts.input)?;
-    let simplifier = planner.simplifier(&below.source_schema);
-    let simplify = |expr: Expr| simplified(expr, &simplifier, &below.source_schema);
-
-    let filters = below.filters.iter().cloned().map(simplify).filter(|expr| *expr != lit(true)).collect();
-    let (window_index, window, keys) = group(&parts, &below, &simplifier)?;
-    let mut aggregates = Vec::new();
-    for expr in parts.aggregates {
-        let expr = substitute(expr, parts.input.schema(), &below.columns)?;
-        aggregates.push(expr.map_children(|child| Ok(Transformed::yes(simplify(child))))?.data);
+/// Divides the analysed plan of an INSERT. Cuts are added to those of the query, each once.
+pub(crate) fn parts(plan: LogicalPlan, planner: &Planner, cuts: &mut Vec<Cut>) -> Result<Vec<Part>, Refusal> {
+    match part(plan.clone(), planner, cuts) {
+        // Branches of different windows are written side by side.
+        Err(refusal) => match union_parts(plan)? {
+            branches if branches.len() > 1 => {
+                branches.into_iter().map(|branch| part(branch, planner, cuts)).collect()
+            }
+            _ => Err(refusal),
+        },
+        Ok(part) => Ok(vec![part]),
     }
-    refuse_window_below(&below.filters, &aggregates)?;
-    let above = above::within_windows(above, window_index, window, &simplifier)?;
-    Ok(Cut {
-        source: below.source,
-        window,
-        source_schema: below.source_schema,
-        filters,
-        keys,
-        window_index,
-        aggregates,
-        output_schema: parts.schema,
-        above,
+}
+
+fn part(plan: LogicalPlan, planner: &Planner, cuts: &mut Vec<Cut>) -> Result<Part, Refusal> {
+    if !plan.exists(|node| Ok(is_aggregate(node)))? {
+        return row_wise(&plan, planner);
+    }
+    let mut found = cuts.clone();
+    let (above, used) = divide(plan, planner, &mut found)?;
+    let windowing = same_window(&used, &found)?;
+    let above = above::within_windows(above, &found, planner)?;
+    *cuts = found;
+    let row_by_row = row_by_row(&above, planner);
+    Ok(Part::Windowed(Windowed { windowing, cuts: used, above, row_by_row }))
+}
+
+fn row_by_row(above: &LogicalPlan, planner: &Planner) -> Option<RowByRow> {
+    let mut branches = inline(above).ok()?;
+    let Inlined { source_schema, filters, columns, .. } = branches.pop().filter(|_| branches.is_empty())?;
+    let simplifier = planner.simplifier(&source_schema);
+    let simplify = |expr: Expr| simplified(expr, &simplifier, &source_schema);
+    Some(RowByRow {
+        schema: Arc::clone(&source_schema),
+        filters: filters.into_iter().map(simplify).filter(|expr| *expr != lit(true)).collect(),
+        columns: columns.into_iter().map(simplify).collect(),
     })
 }
 
-fn is_aggregate(plan: &LogicalPlan) -> bool {
+fn row_wise(plan: &LogicalPlan, planner: &Planner) -> Result<Part, Refusal> {
+    let mut inputs = inline(plan)?;
+    let Some(input) = inputs.pop().filter(|_| inputs.is_empty()) else {
+        return refuse(
+            Anchor::Query,
+            "this UNION cannot be read row by row",
+            "write each branch as an INSERT",
+        );
+    };
+    if input.columns.iter().chain(&input.filters).any(calls_window) {
+        return refuse(Anchor::Window, "a window divides time for GROUP BY", GROUP_BY_WINDOW);
+    }
+    let simplifier = planner.simplifier(&input.source_schema);
+    let simplify = |expr: Expr| simplified(expr, &simplifier, &input.source_schema);
+    Ok(Part::RowWise(RowWise {
+        filters: input.filters.into_iter().map(simplify).filter(|expr| *expr != lit(true)).collect(),
+        columns: input.columns.into_iter().map(simplify).collect(),
+        source: input.source,
+        source_schema: Arc::clone(&input.source_schema),
+    }))
+}
+
+pub(crate) fn is_aggregate(plan: &LogicalPlan) -> bool {
     matches!(plan, LogicalPlan::Aggregate(_) | LogicalPlan::Distinct(Distinct::All(_)))
 }
 
-/// How many aggregates lie on the way to the source. The way has no forks: joins and unions are refused.
-fn aggregates(plan: &LogicalPlan) -> Result<usize, Refusal> {
-    let inputs = plan.inputs();
-    let below = match inputs.as_slice() {
-        [] => 0,
-        [input] => aggregates(input)?,
-        _ => {
-            return refuse(Anchor::Query, "joins and unions are not supported yet", "read one table in FROM");
+fn has_aggregate_below(plan: &LogicalPlan) -> Result<bool> {
+    for input in plan.inputs() {
+        if input.exists(|node| Ok(is_aggregate(node)))? {
+            return Ok(true);
         }
-    };
-    Ok(below + usize::from(is_aggregate(plan)))
+    }
+    Ok(false)
 }
 
-/// The plan with a leaf in place of its lowest aggregate, and that aggregate.
-fn split(plan: LogicalPlan, aggregates_above: usize) -> Result<(LogicalPlan, LogicalPlan), Refusal> {
-    let mut seen = 0;
-    let mut lowest = None;
+/// The plan with a leaf in place of each aggregate next to a source, and the places of their cuts.
+fn divide(
+    plan: LogicalPlan,
+    planner: &Planner,
+    cuts: &mut Vec<Cut>,
+) -> Result<(LogicalPlan, Vec<usize>), Refusal> {
+    let mut used = Vec::new();
+    let mut refused = None;
     let above = plan.transform_down(|node| {
-        if !is_aggregate(&node) {
+        if !is_aggregate(&node) || has_aggregate_below(&node)? {
             return Ok(Transformed::no(node));
         }
-        seen += 1;
-        if seen <= aggregates_above {
-            return Ok(Transformed::no(node));
+        let cut = match cut(&node, planner) {
+            Ok(cut) => cut,
+            Err(refusal) => {
+                refused = refused.take().or(Some(refusal));
+                return Ok(Transformed::new(node, false, TreeNodeRecursion::Stop));
+            }
+        };
+        let identity = cut.identity();
+        let place = cuts.iter().position(|known| known.identity() == identity).unwrap_or_else(|| {
+            cuts.push(cut);
+            cuts.len() - 1
+        });
+        if !used.contains(&place) {
+            used.push(place);
         }
-        let leaf = WindowedRows { schema: Arc::clone(node.schema()) };
-        lowest = Some(node);
+        let leaf = WindowedRows { cut: place, schema: Arc::clone(node.schema()) };
         let leaf = LogicalPlan::Extension(Extension { node: Arc::new(leaf) });
-        Ok(Transformed::new(leaf, true, TreeNodeRecursion::Stop))
+        Ok(Transformed::new(leaf, true, TreeNodeRecursion::Jump))
     })?;
-    match lowest {
-        Some(lowest) => Ok((above.data, lowest)),
-        None => refuse(Anchor::Query, "the query counts nothing in a window", GROUP_BY_WINDOW),
+    refused.map_or(Ok((above.data, used)), Err)
+}
+
+fn same_window(used: &[usize], cuts: &[Cut]) -> Result<Windowing, Refusal> {
+    let mut windows = used.iter().filter_map(|place| cuts.get(*place)).map(|cut| cut.windowing);
+    let Some(first) = windows.next() else {
+        return refuse(Anchor::Query, "the query counts nothing in a window", GROUP_BY_WINDOW);
+    };
+    match windows.find(|other| *other != first) {
+        None => Ok(first),
+        Some(other) => refuse(
+            Anchor::Window,
+            format!("{first} and {other} in one SELECT: their windows are never the same"),
+            "give both sides the same window, or write a UNION ALL or a second INSERT",
+        ),
     }
 }
 
+/// A windowed aggregate over inlined inputs.
+fn cut(plan: &LogicalPlan, planner: &Planner) -> Result<Cut, Refusal> {
+    let aggregate = Aggregate::of(plan)?;
+    let mut found: Option<(usize, Windowing)> = None;
+    let mut inputs = Vec::new();
+    for below in inline(aggregate.input)? {
+        let simplifier = planner.simplifier(&below.source_schema);
+        let (window_index, windowing, keys) = group(&aggregate, &below, &simplifier)?;
+        if found.is_some_and(|found| found != (window_index, windowing)) {
+            let help = "give every branch of the UNION ALL the same window call";
+            return refuse(Anchor::Window, "the branches below this GROUP BY have different windows", help);
+        }
+        found = Some((window_index, windowing));
+        inputs.push(aggregate.input_of(below, keys, &simplifier)?);
+    }
+    let Some((window_index, windowing)) = found else {
+        return refuse(Anchor::Query, "the query reads no source", "read a source table in FROM");
+    };
+    Ok(Cut { windowing, inputs, window_index, output_schema: aggregate.schema })
+}
+
 /// An Aggregate, or a DISTINCT as an aggregate without functions.
-struct Parts<'a> {
+struct Aggregate<'a> {
     input: &'a LogicalPlan,
     group: Vec<Expr>,
-    aggregates: &'a [Expr],
+    functions: &'a [Expr],
     schema: DFSchemaRef,
 }
 
-impl<'a> Parts<'a> {
+impl<'a> Aggregate<'a> {
     fn of(plan: &'a LogicalPlan) -> Result<Self, Refusal> {
         match plan {
             LogicalPlan::Aggregate(aggregate) => Ok(Self {
                 input: &aggregate.input,
                 group: aggregate.group_expr.clone(),
-                aggregates: &aggregate.aggr_expr,
+                functions: &aggregate.aggr_expr,
                 schema: Arc::clone(&aggregate.schema),
             }),
             LogicalPlan::Distinct(Distinct::All(input)) => Ok(Self {
                 input,
                 group: input.schema().columns().into_iter().map(Expr::Column).collect(),
-                aggregates: &[],
+                functions: &[],
                 schema: Arc::clone(input.schema()),
             }),
             _ => refuse(Anchor::Query, "the query counts nothing in a window", GROUP_BY_WINDOW),
         }
     }
-}
 
-type Keys = Vec<(usize, Expr)>;
+    fn input_of(
+        &self,
+        below: Inlined,
+        keys: Vec<Expr>,
+        simplifier: &ExprSimplifier,
+    ) -> Result<Input, Refusal> {
+        let Inlined { source, source_schema, filters, columns } = below;
+        let simplify = |expr: Expr| simplified(expr, simplifier, &source_schema);
+        let mut aggregates = Vec::new();
+        for expr in self.functions {
+            let expr = substitute(expr, self.input.schema(), &columns)?;
+            aggregates.push(expr.map_children(|child| Ok(Transformed::yes(simplify(child))))?.data);
+        }
+        let filters: Vec<Expr> =
+            filters.into_iter().map(simplify).filter(|expr| *expr != lit(true)).collect();
+        refuse_window_below(&filters, &aggregates)?;
+        Ok(Input { filters, keys, aggregates, source, source_schema })
+    }
+}
 
 /// The window's place, the window, and the keys besides it.
 fn group(
-    parts: &Parts<'_>,
+    aggregate: &Aggregate<'_>,
     below: &Inlined,
     simplifier: &ExprSimplifier,
-) -> Result<(usize, Tumble, Keys), Refusal> {
+) -> Result<(usize, Windowing, Vec<Expr>), Refusal> {
     let mut window = None;
     let mut keys = Vec::new();
-    for (index, expr) in parts.group.iter().enumerate() {
+    for (index, expr) in aggregate.group.iter().enumerate() {
         if matches!(expr, Expr::GroupingSet(_)) {
             let help = "write one GROUP BY of a window and columns";
-            return refuse(Anchor::Innermost, "GROUPING SETS, ROLLUP and CUBE are not supported yet", help);
+            return refuse(Anchor::Innermost, "GROUPING SETS, ROLLUP and CUBE are not supported", help);
         }
-        let expr = substitute(expr, parts.input.schema(), &below.columns)?;
-        if let Some(width) = tumble_argument(&expr) {
+        let expr = substitute(expr, aggregate.input.schema(), &below.columns)?;
+        if let Some((call, arguments)) = window_call(&expr) {
             if window.is_some() {
                 return refuse(Anchor::Innermost, "a GROUP BY has one window", "leave the second one out");
             }
-            window = Some((index, Tumble { width_ns: width_ns(width, simplifier)? }));
-        } else if calls_tumble(&expr) {
+            window = Some((index, windowing(call, arguments, simplifier)?));
+        } else if calls_window(&expr) {
             let help = "write GROUP BY window, and window.start in the SELECT list";
-            return refuse(Anchor::Tumble, "group by the window itself, not by a part of it", help);
+            return refuse(Anchor::Window, "group by the window itself, not by a part of it", help);
         } else {
-            keys.push((index, simplified(expr, simplifier, &below.source_schema)));
+            keys.push(simplified(expr, simplifier, &below.source_schema));
         }
     }
     match window {
@@ -302,16 +482,49 @@ fn group(
     }
 }
 
-/// The window's width, constant and above zero.
-pub(crate) fn width_ns(width: &Expr, simplifier: &ExprSimplifier) -> Result<i64, Refusal> {
-    const HELP: &str = "write tumble(INTERVAL '2 seconds')";
-    match simplifier.simplify(width.clone()) {
+/// The windowing that a call says, all its spans constant and above zero.
+pub(crate) fn windowing(
+    call: WindowCall,
+    arguments: &[Expr],
+    simplifier: &ExprSimplifier,
+) -> Result<Windowing, Refusal> {
+    let span = |index: usize, what: &str| match arguments.get(index) {
+        Some(argument) => span_ns(argument, &format!("{call}'s {what}"), call, simplifier),
+        None => refuse(Anchor::Window, format!("{call} lacks its {what}"), call.example()),
+    };
+    Ok(match call {
+        WindowCall::Tumble => Windowing::Tumble { width_ns: span(0, "width")? },
+        WindowCall::Session => Windowing::Session { gap_ns: span(0, "gap")? },
+        WindowCall::Hop => {
+            let (slide_ns, width_ns) = (span(0, "slide")?, span(1, "width")?);
+            if width_ns % slide_ns != 0 {
+                let message =
+                    "hop's width must be a multiple of its slide, so that windows share their parts";
+                return refuse(Anchor::Window, message, call.example());
+            }
+            match width_ns / slide_ns {
+                1 => Windowing::Tumble { width_ns },
+                2..=MAX_OVERLAP => Windowing::Hop { slide_ns, width_ns },
+                overlap => {
+                    let message = format!("every row would be in {overlap} windows; at most {MAX_OVERLAP}");
+                    return refuse(Anchor::Window, message, "make the slide longer");
+                }
+            }
+        }
+    })
+}
+
+/// The most windows of one hop that a row may be in: a day by the half minute.
+const MAX_OVERLAP: i64 = 2_880;
+
+fn span_ns(span: &Expr, what: &str, call: WindowCall, simplifier: &ExprSimplifier) -> Result<i64, Refusal> {
+    match simplifier.simplify(span.clone()) {
         Ok(Expr::Literal(value, _)) => match interval_ns(&value) {
-            Ok(width) if width > 0 => Ok(width),
-            Ok(_) => refuse(Anchor::Tumble, "the window's width must be above zero", HELP),
-            Err(why) => refuse(Anchor::Tumble, format!("the window's width: {why}"), HELP),
+            Ok(span) if span > 0 => Ok(span),
+            Ok(_) => refuse(Anchor::Window, format!("{what} must be above zero"), call.example()),
+            Err(why) => refuse(Anchor::Window, format!("{what}: {why}"), call.example()),
         },
-        _ => refuse(Anchor::Tumble, "the window's width must be a constant interval", HELP),
+        _ => refuse(Anchor::Window, format!("{what} must be a constant interval"), call.example()),
     }
 }
 
@@ -326,19 +539,19 @@ fn simplified(expr: Expr, simplifier: &ExprSimplifier, schema: &DFSchemaRef) -> 
     }
 }
 
-pub(crate) fn calls_tumble(expr: &Expr) -> bool {
+pub(crate) fn calls_window(expr: &Expr) -> bool {
     // The closure never fails.
-    expr.exists(|expr| Ok(tumble_argument(expr).is_some())).unwrap_or(false)
+    expr.exists(|expr| Ok(window_call(expr).is_some())).unwrap_or(false)
 }
 
 fn refuse_window_below(filters: &[Expr], aggregates: &[Expr]) -> Result<(), Refusal> {
-    if filters.iter().any(calls_tumble) {
+    if filters.iter().any(calls_window) {
         let help = "write the condition in HAVING, or in the WHERE of an outer SELECT";
-        return refuse(Anchor::Tumble, "WHERE below the GROUP BY cannot see the window", help);
+        return refuse(Anchor::Window, "WHERE below the GROUP BY cannot see the window", help);
     }
-    if aggregates.iter().any(calls_tumble) {
+    if aggregates.iter().any(calls_window) {
         let help = "window.start and window.end are the same for all its rows: select them directly";
-        return refuse(Anchor::Tumble, format!("an aggregate cannot take {TUMBLE}()"), help);
+        return refuse(Anchor::Window, "an aggregate cannot take the window", help);
     }
     Ok(())
 }
@@ -357,8 +570,9 @@ mod tests {
         let program = plan_program(&[shipped("emoji_counts.sql"), shipped("tables.sql")]).unwrap();
         assert_eq!(program.tables.len(), 2);
         let query = &program.queries[0];
-        assert_eq!((query.name.as_str(), query.sink.name.as_str()), ("emoji_counts", "emoji_counts"));
-        assert_eq!(query.cut.window.width_ns, 2_000_000_000);
-        assert_eq!(query.cut.keys.len(), 2);
+        let sink = &query.outputs[0].sink;
+        assert_eq!((query.name.as_str(), sink.name.as_str()), ("emoji_counts", "emoji_counts"));
+        assert_eq!(query.cuts[0].windowing, super::Windowing::Tumble { width_ns: 2_000_000_000 });
+        assert_eq!(query.cuts[0].keys(), 2);
     }
 }

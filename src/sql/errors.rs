@@ -15,7 +15,7 @@ use datafusion::sql::sqlparser::tokenizer::{Location, Span};
 use super::checks::last_name;
 use super::cut::{Anchor, Refusal};
 use super::diagnostic::Finding;
-use super::functions::TUMBLE;
+use super::functions::WindowCall;
 use crate::reaction::table::IMPLIED_EVENT_TIME;
 
 /// What DataFusion found wrong with a query. `own_places` is false when its places may lie in another text (a view's).
@@ -50,7 +50,7 @@ pub(crate) fn finding(error: &DataFusionError, query: &Query, own_places: bool) 
 /// A refusal of the cut, at its place in the query.
 pub(crate) fn refusal(refusal: Refusal, query: &Query) -> Finding {
     let at = match refusal.at {
-        Anchor::Tumble => call(query, TUMBLE),
+        Anchor::Window => window_call(query),
         Anchor::Innermost => grouping(query, false),
         Anchor::Outermost => grouping(query, true),
         Anchor::Query => None,
@@ -173,11 +173,11 @@ fn first_named<V: Visit>(part: &V, words: &[String]) -> Option<Span> {
     }
 }
 
-/// Where a function of that name is called first.
-fn call(query: &Query, name: &str) -> Option<Span> {
+/// The first window call.
+fn window_call(query: &Query) -> Option<Span> {
     let found = visit_expressions(query, |expr| match expr {
         Expr::Function(function) => match last_name(&function.name) {
-            Some((called, at)) if called == name => ControlFlow::Break(at),
+            Some((name, at)) if WindowCall::named(&name).is_some() => ControlFlow::Break(at),
             _ => ControlFlow::Continue(()),
         },
         _ => ControlFlow::Continue(()),
@@ -214,7 +214,9 @@ fn grouping_of(select: &Select) -> Option<Span> {
     }
     // Of the SELECT list only: a sub-select in FROM is a SELECT of its own.
     let found = visit_expressions(&select.projection, |expr| match expr {
-        Expr::Function(function) if last_name(&function.name).is_some_and(|(name, _)| name != TUMBLE) => {
+        Expr::Function(function)
+            if last_name(&function.name).is_some_and(|(name, _)| WindowCall::named(&name).is_none()) =>
+        {
             ControlFlow::Break(expr.span())
         }
         _ => ControlFlow::Continue(()),

@@ -1,7 +1,7 @@
 //! The functions a query may name: DataFusion's, and the dialect's window calls.
 //!
-//! `tumble` is planned and never executed: the cut takes it out of the plan (`cut.rs`). It is declared volatile,
-//! because the analyser and the optimiser treat a call of constants as a constant otherwise.
+//! `tumble`, `hop` and `session` are planned and never executed: the cut takes them out of the plan (`cut.rs`). They are
+//! declared volatile, because the analyser and the optimiser treat a call of constants as a constant otherwise.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,11 +16,58 @@ use datafusion::logical_expr::{
     ScalarUDFImpl, Signature, Volatility, WindowUDF,
 };
 
-/// The name of the tumbling window's call.
-pub(crate) const TUMBLE: &str = "tumble";
+/// The calls that divide event time into windows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WindowCall {
+    /// `tumble(width)`.
+    Tumble,
+    /// `hop(slide, width)`.
+    Hop,
+    /// `session(gap)`.
+    Session,
+}
 
-/// Window calls of the dialect that are still to come.
-pub(crate) const LATER_WINDOWS: [&str; 2] = ["hop", "session"];
+impl WindowCall {
+    const ALL: [Self; 3] = [Self::Tumble, Self::Hop, Self::Session];
+
+    /// The call of that name, in lower case.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|call| call.name() == name)
+    }
+
+    /// As SQL writes it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Tumble => "tumble",
+            Self::Hop => "hop",
+            Self::Session => "session",
+        }
+    }
+
+    /// What its arguments are, in order.
+    pub(crate) fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::Tumble => &["width"],
+            Self::Hop => &["slide", "width"],
+            Self::Session => &["gap"],
+        }
+    }
+
+    /// What to write.
+    pub(crate) fn example(self) -> &'static str {
+        match self {
+            Self::Tumble => "write tumble(INTERVAL '2 seconds')",
+            Self::Hop => "write hop(INTERVAL '2 seconds', INTERVAL '10 seconds'): slide, then width",
+            Self::Session => "write session(INTERVAL '30 seconds')",
+        }
+    }
+}
+
+impl std::fmt::Display for WindowCall {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
 
 /// The type of a window: `struct<start TIMESTAMP, end TIMESTAMP>`, never null.
 pub fn window_type() -> DataType {
@@ -41,14 +88,16 @@ pub(crate) struct Functions {
 }
 
 impl Functions {
-    /// DataFusion's functions, `tumble`, and those of emojis.
+    /// DataFusion's functions, the window calls, and those of emojis.
     pub(crate) fn new() -> Self {
         let mut scalar = HashMap::new();
         for function in SessionStateDefaults::default_scalar_functions() {
             insert(&mut scalar, function.name().to_owned(), function.aliases().to_vec(), &function);
         }
-        let tumble = Arc::new(ScalarUDF::from(Tumble { signature: Signature::any(1, Volatility::Volatile) }));
-        scalar.insert(TUMBLE.to_owned(), tumble);
+        for call in WindowCall::ALL {
+            let signature = Signature::any(call.arguments().len(), Volatility::Volatile);
+            scalar.insert(call.name().to_owned(), Arc::new(ScalarUDF::from(WindowUdf { call, signature })));
+        }
         for function in super::emoji::functions() {
             scalar.insert(function.name().to_owned(), Arc::new(function));
         }
@@ -89,10 +138,12 @@ fn insert<T>(into: &mut HashMap<String, Arc<T>>, name: String, aliases: Vec<Stri
     }
 }
 
-/// The argument of a `tumble` call, when the expression is one.
-pub(crate) fn tumble_argument(expr: &Expr) -> Option<&Expr> {
+/// Which window call the expression is, and its arguments.
+pub(crate) fn window_call(expr: &Expr) -> Option<(WindowCall, &[Expr])> {
     match expr {
-        Expr::ScalarFunction(ScalarFunction { func, args }) if func.name() == TUMBLE => args.first(),
+        Expr::ScalarFunction(ScalarFunction { func, args }) => {
+            WindowCall::named(func.name()).map(|call| (call, args.as_slice()))
+        }
         _ => None,
     }
 }
@@ -124,13 +175,14 @@ pub(crate) fn interval_ns(value: &ScalarValue) -> Result<i64, String> {
 }
 
 #[derive(Debug, PartialEq, Eq, Hash)]
-struct Tumble {
+struct WindowUdf {
+    call: WindowCall,
     signature: Signature,
 }
 
-impl ScalarUDFImpl for Tumble {
+impl ScalarUDFImpl for WindowUdf {
     fn name(&self) -> &'static str {
-        TUMBLE
+        self.call.name()
     }
 
     fn signature(&self) -> &Signature {
@@ -142,11 +194,11 @@ impl ScalarUDFImpl for Tumble {
     }
 
     fn return_field_from_args(&self, _args: ReturnFieldArgs<'_>) -> Result<FieldRef> {
-        Ok(Arc::new(Field::new(TUMBLE, window_type(), false)))
+        Ok(Arc::new(Field::new(self.name(), window_type(), false)))
     }
 
     fn invoke_with_args(&self, _args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        exec_err!("tumble() is cut out of the plan and never executed")
+        exec_err!("{}() is cut out of the plan and never executed", self.name())
     }
 }
 

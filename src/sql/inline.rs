@@ -10,11 +10,11 @@ use datafusion::common::{DFSchema, DFSchemaRef, Result};
 use datafusion::logical_expr::utils::split_conjunction_owned;
 use datafusion::logical_expr::{Expr, LogicalPlan};
 
-use super::cut::{Anchor, Refusal};
+use super::cut::{Anchor, Refusal, WindowedRows};
 
 /// A plan of projections and filters over one table.
 pub(crate) struct Inlined {
-    /// The table's name.
+    /// The table's name; empty over the rows of a window.
     pub(crate) source: String,
     /// Its columns, as the expressions name them.
     pub(crate) source_schema: DFSchemaRef,
@@ -24,28 +24,43 @@ pub(crate) struct Inlined {
     pub(crate) columns: Vec<Expr>,
 }
 
-/// Inlines the input of the windowed aggregate.
-pub(crate) fn inline(plan: &LogicalPlan) -> Result<Inlined, Refusal> {
+/// Inlines a plan without aggregates: one result per branch of its UNION ALLs.
+pub(crate) fn inline(plan: &LogicalPlan) -> Result<Vec<Inlined>, Refusal> {
     match plan {
-        LogicalPlan::TableScan(scan) => Ok(Inlined {
+        LogicalPlan::TableScan(scan) => Ok(vec![Inlined {
             source: scan.table_name.table().to_owned(),
             source_schema: Arc::clone(&scan.projected_schema),
             filters: vec![],
             columns: scan.projected_schema.columns().into_iter().map(Expr::Column).collect(),
-        }),
+        }]),
+        LogicalPlan::Extension(leaf) if leaf.node.as_any().is::<WindowedRows>() => Ok(vec![Inlined {
+            source: String::new(),
+            source_schema: Arc::clone(plan.schema()),
+            filters: vec![],
+            columns: plan.schema().columns().into_iter().map(Expr::Column).collect(),
+        }]),
         LogicalPlan::SubqueryAlias(alias) => inline(&alias.input),
+        LogicalPlan::Union(union) => {
+            let branches: Vec<_> =
+                union.inputs.iter().map(|input| inline(input)).collect::<Result<_, _>>()?;
+            Ok(branches.into_iter().flatten().collect())
+        }
         LogicalPlan::Projection(projection) => {
-            let mut inlined = inline(&projection.input)?;
+            let mut branches = inline(&projection.input)?;
             let schema = projection.input.schema();
-            let columns = projection.expr.iter().map(|expr| substitute(expr, schema, &inlined.columns));
-            inlined.columns = columns.collect::<Result<_>>()?;
-            Ok(inlined)
+            for inlined in &mut branches {
+                let columns = projection.expr.iter().map(|expr| substitute(expr, schema, &inlined.columns));
+                inlined.columns = columns.collect::<Result<_>>()?;
+            }
+            Ok(branches)
         }
         LogicalPlan::Filter(filter) => {
-            let mut inlined = inline(&filter.input)?;
-            let predicate = substitute(&filter.predicate, filter.input.schema(), &inlined.columns)?;
-            inlined.filters.extend(split_conjunction_owned(predicate));
-            Ok(inlined)
+            let mut branches = inline(&filter.input)?;
+            for inlined in &mut branches {
+                let predicate = substitute(&filter.predicate, filter.input.schema(), &inlined.columns)?;
+                inlined.filters.extend(split_conjunction_owned(predicate));
+            }
+            Ok(branches)
         }
         other => Err(refused(other)),
     }
@@ -69,12 +84,14 @@ fn refused(plan: &LogicalPlan) -> Refusal {
         ),
         LogicalPlan::Sort(_) | LogicalPlan::Limit(_) => (
             "ORDER BY or LIMIT below the window",
-            "move it behind the GROUP BY, where it applies to each window",
+            "put it behind a GROUP BY with a window, where it applies to each window",
         ),
-        LogicalPlan::Join(_) => ("a join below the window", "read one table in FROM"),
-        LogicalPlan::Union(_) => ("UNION below the window", "write one INSERT per file"),
+        LogicalPlan::Join(_) => (
+            "a join of reactions, which do not end,",
+            "count each side in a window first, then join ON a.window = b.window",
+        ),
         LogicalPlan::Unnest(_) => ("unnest below the window", "leave it out"),
         _ => ("this form of sub-select below the window", "write SELECT … FROM table WHERE …"),
     };
-    Refusal { at: Anchor::Innermost, message: format!("{what} is not supported yet"), help: help.to_owned() }
+    Refusal { at: Anchor::Innermost, message: format!("{what} is not supported"), help: help.to_owned() }
 }

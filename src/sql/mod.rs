@@ -21,6 +21,7 @@ mod generated;
 mod inline;
 mod options;
 mod parse;
+mod parts;
 pub mod planner;
 mod program;
 mod rewrite;
@@ -51,17 +52,39 @@ pub struct Program {
     pub warnings: Vec<Diagnostic>,
 }
 
-/// A file with an `INSERT`: one name, one version, one transaction.
+/// A file with `INSERT`s: one name, one version, one transaction.
 #[derive(Clone, Debug)]
 pub struct Query {
     /// The file's name without `.sql`.
     pub name: String,
     /// The file's whole text.
     pub text: String,
+    /// The source tables it reads, by name, each once.
+    pub sources: Vec<Table>,
+    /// Its windowed aggregates, each once, however many of its outputs use it.
+    pub cuts: Vec<cut::Cut>,
+    /// One per `INSERT`, in the text's order, each into another sink.
+    pub outputs: Vec<Output>,
+}
+
+/// One `INSERT` of a query.
+#[derive(Clone, Debug)]
+pub struct Output {
     /// The sink table it writes.
     pub sink: Table,
-    /// The source table it reads.
-    pub source: Table,
-    /// The analysed plan, cut at its window. The part above ends in the sink's columns and types, by position.
-    pub cut: cut::Cut,
+    /// What it writes: one part, or one for each branch of a UNION ALL whose windows differ.
+    pub parts: Vec<cut::Part>,
+}
+
+impl Query {
+    /// What the state of open windows depends on, as 16 hexadecimal digits; an edit above the cuts leaves it as it is.
+    pub fn fingerprint(&self) -> String {
+        let cuts: Vec<String> = self.cuts.iter().map(cut::Cut::identity).collect();
+        cut::fnv1a(&cuts.join("\n\n"))
+    }
+
+    /// The sinks it writes, in the text's order.
+    pub fn sinks(&self) -> impl Iterator<Item = &Table> {
+        self.outputs.iter().map(|output| &output.sink)
+    }
 }

@@ -16,7 +16,7 @@ use super::parse::{CreateTable, Statement, StatementKind, parse};
 use super::planner::{Planner, Relation};
 
 use super::{
-    Diagnostic, Program, Query, Severity, SqlFile, catalog, checks, cut, errors, generated, rewrite,
+    Diagnostic, Output, Program, Query, Severity, SqlFile, catalog, checks, cut, errors, generated, rewrite,
 };
 use crate::reaction::schema::arrow_type;
 use crate::reaction::table::{Connector, Table, TableKind};
@@ -245,21 +245,12 @@ impl Build {
 
     fn queries(&mut self, files: &[Parsed<'_>]) {
         for parsed in files {
-            let mut inserts = 0;
+            let mut inserts = Vec::new();
             for statement in &parsed.statements {
                 let StatementKind::Other(other) = &statement.kind else { continue };
                 match other.as_ref() {
                     SqlStatement::CreateView(_) => {}
-                    SqlStatement::Insert(insert) => {
-                        inserts += 1;
-                        if inserts == 1 {
-                            self.insert(parsed.file, statement.at, insert);
-                        } else {
-                            let message = "a second INSERT in one file is not supported yet";
-                            let finding = Finding::error(statement.at, message);
-                            self.report(parsed.file, [finding.help("move it to a file of its own")]);
-                        }
-                    }
+                    SqlStatement::Insert(insert) => inserts.push((statement.at, insert)),
                     SqlStatement::Query(_) => {
                         let message = "a SELECT on its own needs 'emostream run', which is not built yet";
                         let finding = Finding::error(statement.at, message);
@@ -272,10 +263,13 @@ impl Build {
                     }
                 }
             }
+            if !inserts.is_empty() {
+                self.query(parsed.file, &inserts);
+            }
         }
     }
 
-    fn insert(&mut self, file: &SqlFile, at: Span, insert: &Insert) {
+    fn query(&mut self, file: &SqlFile, inserts: &[(Span, &Insert)]) {
         let name = match query_name(file) {
             Ok(name) => name,
             Err(finding) => return self.report(file, [finding]),
@@ -285,7 +279,28 @@ impl Build {
                 Finding::error(start_of_text(), format!("two files give the query's name '{name}'"));
             return self.report(file, [finding.help("rename one of the files")]);
         }
-        let sink = self.sink(insert);
+        let mut query =
+            Query { name, text: file.text.clone(), sources: vec![], cuts: vec![], outputs: vec![] };
+        for (at, insert) in inserts {
+            self.insert(file, *at, insert, &mut query);
+        }
+        if query.outputs.len() < inserts.len() {
+            return; // something was reported
+        }
+        let inputs = query.cuts.iter().flat_map(|cut| cut.inputs.iter().map(|input| &input.source));
+        let parts = query.outputs.iter().flat_map(|output| &output.parts);
+        let row_wise = parts.filter_map(|part| match part {
+            cut::Part::RowWise(rows) => Some(&rows.source),
+            cut::Part::Windowed(_) => None,
+        });
+        let names: BTreeSet<&String> = inputs.chain(row_wise).collect();
+        query.sources = self.tables.iter().filter(|table| names.contains(&table.name)).cloned().collect();
+        query.sources.sort_by(|a, b| a.name.cmp(&b.name));
+        self.queries.push(query);
+    }
+
+    fn insert(&mut self, file: &SqlFile, at: Span, insert: &Insert, query: &mut Query) {
+        let sink = self.sink(insert, query);
         let Some(select) = select_of(insert) else {
             let finding = Finding::error(at, "only INSERT INTO sink SELECT … is supported");
             return self
@@ -297,33 +312,31 @@ impl Build {
             Err(finding) => return self.report(file, finding),
         };
         let Some(plan) = planned else { return };
-        match self.query(file, name, sink, select, plan) {
-            Ok(query) => self.queries.push(query),
+        match self.output(file, sink, select, plan, &mut query.cuts) {
+            Ok(output) => query.outputs.push(output),
             Err(findings) => self.report(file, findings),
         }
     }
 
-    fn query(
+    fn output(
         &mut self,
         file: &SqlFile,
-        name: String,
         sink: Table,
         select: &SqlQuery,
         plan: LogicalPlan,
-    ) -> Result<Query, Vec<Finding>> {
+        cuts: &mut Vec<cut::Cut>,
+    ) -> Result<Output, Vec<Finding>> {
         let (plan, warnings) = into_sink(plan, &sink, select)?;
         self.report(file, warnings);
         let plan =
             self.planner.analyse(plan).map_err(|error| vec![errors::finding(&error, select, false)])?;
-        let cut = cut::cut(plan, &self.planner).map_err(|refusal| vec![errors::refusal(refusal, select)])?;
-        let source = self.tables.iter().find(|table| table.name == cut.source).cloned();
-        let source =
-            source.ok_or_else(|| vec![Finding::error(errors::first_word(select), "it reads no source")])?;
-        Ok(Query { name, text: file.text.clone(), sink, source, cut })
+        let parts = cut::parts(plan, &self.planner, cuts)
+            .map_err(|refusal| vec![errors::refusal(refusal, select)])?;
+        Ok(Output { sink, parts })
     }
 
     /// The sink that an INSERT names; nothing to report when its declaration is wrong.
-    fn sink(&self, insert: &Insert) -> Result<Table, Option<Finding>> {
+    fn sink(&self, insert: &Insert, within: &Query) -> Result<Table, Option<Finding>> {
         let TableObject::TableName(table) = &insert.table else {
             return Err(Some(Finding::error(insert.table.span(), "expected the name of a sink table")));
         };
@@ -336,7 +349,12 @@ impl Build {
         };
         match self.planner.relations.get(&name) {
             Some(Relation::Table(table)) if table.kind == TableKind::Sink => {
-                match self.queries.iter().find(|query| query.sink.name == name) {
+                let writes = |query: &&Query| query.sinks().any(|sink| sink.name == name);
+                match self.queries.iter().find(writes) {
+                    _ if writes(&within) => {
+                        let message = format!("sink '{name}' is written twice in this file");
+                        Err(Some(Finding::error(at, message).help("write one INSERT with a UNION ALL")))
+                    }
                     Some(other) => {
                         let message = format!("sink '{name}' is written by query '{}' already", other.name);
                         Err(Some(Finding::error(at, message).help("give each query a sink of its own")))

@@ -12,7 +12,7 @@ use datafusion::sql::sqlparser::ast::{
 
 use super::catalog::normalized;
 use super::checks::last_name;
-use super::functions::TUMBLE;
+use super::functions::WindowCall;
 
 /// Rewrites every SELECT of the query.
 pub(crate) fn window_fields(query: &mut Query) {
@@ -22,7 +22,11 @@ pub(crate) fn window_fields(query: &mut Query) {
 /// Names the columns of an INSERT's SELECT that have no name and say what another one says: the planner wants each
 /// name once, an INSERT goes by position and does not care.
 pub(crate) fn unique_outputs(query: &mut Query) {
-    match query.body.as_mut() {
+    unique_outputs_of(query.body.as_mut());
+}
+
+fn unique_outputs_of(body: &mut SetExpr) {
+    match body {
         SetExpr::Select(select) => {
             let mut seen: Vec<Expr> = Vec::new();
             for (index, item) in select.projection.iter_mut().enumerate() {
@@ -36,6 +40,10 @@ pub(crate) fn unique_outputs(query: &mut Query) {
             }
         }
         SetExpr::Query(query) => unique_outputs(query),
+        SetExpr::SetOperation { left, right, .. } => {
+            unique_outputs_of(left);
+            unique_outputs_of(right);
+        }
         _ => {}
     }
 }
@@ -61,8 +69,7 @@ impl VisitorMut for Rewrite {
         ControlFlow::Continue(())
     }
 
-    fn post_visit_query(&mut self, query: &mut Query) -> ControlFlow<Self::Break> {
-        let SetExpr::Select(select) = query.body.as_mut() else { return ControlFlow::Continue(()) };
+    fn post_visit_select(&mut self, select: &mut Select) -> ControlFlow<Self::Break> {
         let Some((alias, call)) = window_call(select) else { return ControlFlow::Continue(()) };
         for item in &mut select.projection {
             if let SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } = item {
@@ -72,6 +79,12 @@ impl VisitorMut for Rewrite {
         for expr in select.having.iter_mut().chain(select.qualify.iter_mut()) {
             rewrite(expr, &alias, &call);
         }
+        ControlFlow::Continue(())
+    }
+
+    fn post_visit_query(&mut self, query: &mut Query) -> ControlFlow<Self::Break> {
+        let SetExpr::Select(select) = query.body.as_ref() else { return ControlFlow::Continue(()) };
+        let Some((alias, call)) = window_call(select) else { return ControlFlow::Continue(()) };
         if let Some(order_by) = &mut query.order_by
             && let OrderByKind::Expressions(exprs) = &mut order_by.kind
         {
@@ -87,7 +100,7 @@ impl VisitorMut for Rewrite {
 fn window_call(select: &Select) -> Option<(String, Expr)> {
     let (alias, call) = select.projection.iter().find_map(|item| match item {
         SelectItem::ExprWithAlias { expr: expr @ Expr::Function(function), alias }
-            if last_name(&function.name).is_some_and(|(name, _)| name == TUMBLE) =>
+            if last_name(&function.name).is_some_and(|(name, _)| WindowCall::named(&name).is_some()) =>
         {
             Some((normalized(alias), expr.clone()))
         }

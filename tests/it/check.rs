@@ -33,7 +33,7 @@ fn the_shipped_folder_passes_whole_and_file_by_file() {
     {
         let output = check(folder.path(), args);
         assert_eq!(output.status.code(), Some(0), "{args:?}: {}", text(&output.stderr));
-        assert!(text(&output.stdout).contains("emoji_counts: reactions → emoji_counts, a window every 2 s"));
+        assert!(text(&output.stdout).contains("emoji_counts: reactions → emoji_counts, tumble(2 s)"));
     }
 }
 

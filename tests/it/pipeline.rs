@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch, StringArray, TimestampNanosecondArray};
 use datafusion::prelude::{SessionConfig, SessionContext};
-use emostream::engine::closing::{Closed, Closer, Start, total};
+use emostream::engine::closing::{Closed, Closer, Lane, Start, total};
 use emostream::engine::compile::CompiledQuery;
 use emostream::engine::partition::{Partition, TimeRules};
 use emostream::engine::{sink, watermark};
@@ -56,17 +56,19 @@ pub(crate) struct Stage {
     partitions: Vec<Partition>,
     closer: Closer,
     checkpoint: Option<Checkpoint>,
+    saved: BTreeMap<String, Vec<u8>>,
     pub(crate) emitted: Vec<Map<String, Value>>,
 }
 
 impl Stage {
     pub(crate) fn new(query: Arc<CompiledQuery>, partitions: usize) -> Self {
         let mut stage = Self {
-            closer: Closer::new(Arc::clone(&query), 1, &Start::decide(&query, None, &[])),
+            closer: Closer::new(Arc::clone(&query), 1, &Start::decide(&query, None, &[vec![]])),
             query,
             log: vec![Vec::new(); partitions],
             partitions: Vec::new(),
             checkpoint: None,
+            saved: BTreeMap::new(),
             emitted: Vec::new(),
         };
         stage.restart();
@@ -75,16 +77,16 @@ impl Stage {
 
     /// As after `kill -9`: only the log and the last commit are left.
     fn restart(&mut self) {
-        let start = Start::decide(&self.query, self.checkpoint.as_ref(), &vec![0; self.log.len()]);
-        let partition = |(number, position): (u32, &_)| {
-            Partition::new(Arc::clone(&self.query), RULES, *position, start.emitted).numbered(number)
-        };
-        self.partitions = (0..).zip(&start.positions).map(partition).collect();
+        let start = Start::decide(&self.query, self.checkpoint.as_ref(), &[vec![0; self.log.len()]]);
+        let partition = |lane: &Lane| Partition::new(Arc::clone(&self.query), *lane, RULES, start.emitted).unwrap();
+        self.partitions = start.lanes.iter().map(partition).collect();
         self.closer = Closer::new(Arc::clone(&self.query), 1, &start);
+        let saved = self.saved.iter().map(|(key, value)| (key.as_bytes(), value.as_slice()));
+        self.closer.restore(&start, saved).unwrap();
     }
 
     pub(crate) fn append(&mut self, partition: usize, reactions: &[Reaction], timestamp_ms: i64) {
-        let batch = batch(&self.query.source, reactions);
+        let batch = batch(&self.query.sources[0].table, reactions);
         self.append_batch(partition, &batch, timestamp_ms, None);
     }
 
@@ -116,9 +118,11 @@ impl Stage {
             return;
         }
         let reached = watermark::minimum(self.partitions.iter().map(Partition::watermark));
-        let boundary = reached.map(|ns| ns - ns.rem_euclid(2_000 * MS));
-        if boundary > self.closer.emitted() {
-            let handed = self.partitions.iter_mut().map(|partition| partition.hand_over(boundary)).collect();
+        let boundary = reached.and_then(|ns| self.query.boundary_at_or_before(ns));
+        if boundary > self.closer.emitted() || self.partitions.iter().any(|partition| partition.pending() > 0)
+        {
+            let handed =
+                self.partitions.iter_mut().map(|partition| partition.hand_over(boundary).unwrap()).collect();
             let closed = self.closer.close(handed, boundary).unwrap();
             self.commit(closed);
         }
@@ -126,8 +130,14 @@ impl Stage {
 
     fn commit(&mut self, closed: Closed) {
         assert!(closed.checkpoint.figures.is_conserved(), "{:?}", closed.checkpoint.figures);
-        for window in &closed.windows {
-            let records = sink::records(&self.query.sink, 3, window).unwrap();
+        for saved in &closed.saved {
+            match &saved.value {
+                Some(value) => drop(self.saved.insert(saved.key.clone(), value.clone())),
+                None => drop(self.saved.remove(&saved.key)),
+            }
+        }
+        for (output, closed) in self.query.outputs.iter().zip(&closed.outputs) {
+            let records = sink::output_records(&output.sink, 3, closed).unwrap();
             let rows = records
                 .into_iter()
                 .map(|(_, record)| serde_json::from_slice(&record.value.unwrap()).unwrap());
@@ -178,18 +188,18 @@ fn reactions(seed: u64, count: usize, emojis: usize) -> Vec<Reaction> {
 async fn batch_answer(query: &CompiledQuery, reactions: &[Reaction], sql: &str) -> Vec<String> {
     let config = SessionConfig::new().set_bool("datafusion.sql_parser.map_string_types_to_utf8view", false);
     let context = SessionContext::new_with_config(config);
-    context.register_batch("reactions", batch(&query.source, reactions)).unwrap();
+    context.register_batch("reactions", batch(&query.sources[0].table, reactions)).unwrap();
     let result = context.sql(sql).await.unwrap().collect().await.unwrap();
     let mut rows: Vec<String> = Vec::new();
     for batch in result {
         // The sink's own writer, fed with the batch answer cast to the sink's types.
-        let schema = codec::arrow_schema(&query.sink);
+        let schema = codec::arrow_schema(&query.outputs[0].sink);
         let columns = batch.columns().iter().zip(schema.fields());
         let columns = columns.map(|(column, field)| arrow_cast(column, field.data_type())).collect();
         let batch = RecordBatch::try_new(schema, columns).unwrap();
         let window = emostream::reaction::time::Window { start: 0, end: 0 };
         let closed = emostream::engine::closing::ClosedWindow { window, rows: vec![batch] };
-        for (_, record) in sink::records(&query.sink, 1, &closed).unwrap() {
+        for (_, record) in sink::records(&query.outputs[0].sink, 1, &closed).unwrap() {
             rows.push(String::from_utf8(record.value.unwrap().to_vec()).unwrap());
         }
     }
@@ -366,13 +376,13 @@ fn a_change_at_the_cut_starts_at_the_next_boundary_and_names_the_gap() {
     stage.read_all();
     assert_eq!(stage.emitted.len(), 3, "10 s, 12 s and 14 s");
     let changed = compile(TABLES, &EMOJI_COUNTS.replace("2 seconds", "5 seconds"));
-    let start = Start::decide(&changed, stage.checkpoint.as_ref(), &[0]);
+    let start = Start::decide(&changed, stage.checkpoint.as_ref(), &[vec![0]]);
     let gap = start.gap.unwrap();
     assert_eq!((gap.from, gap.to, start.emitted), (18_000 * MS, 20_000 * MS, Some(20_000 * MS)));
     let aligned = compile(TABLES, &EMOJI_COUNTS.replace("2 seconds", "6 seconds"));
-    let start = Start::decide(&aligned, stage.checkpoint.as_ref(), &[0]);
+    let start = Start::decide(&aligned, stage.checkpoint.as_ref(), &[vec![0]]);
     assert_eq!((start.gap, start.emitted), (None, Some(18_000 * MS)));
-    assert_eq!(start.positions[0].resume, 0, "the one record holds a row of the open window");
+    assert_eq!(start.lanes[0].from.resume, 0, "the one record holds a row of the open window");
 }
 
 #[test]
@@ -394,8 +404,8 @@ fn a_column_added_to_the_ddl_can_be_grouped_by() {
         .replace("room TEXT, emoji_type TEXT, count", "room TEXT, emoji_type TEXT, country TEXT, count");
     let sql = EMOJI_COUNTS.replace("emoji_type", "emoji_type, country");
     let query = compile(&tables, &sql);
-    assert_eq!(query.source.columns.len(), 5);
-    assert_eq!(query.sink.columns[4].name, "country");
+    assert_eq!(query.sources[0].table.columns.len(), 5);
+    assert_eq!(query.outputs[0].sink.columns[4].name, "country");
 }
 
 #[test]

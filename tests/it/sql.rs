@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use emostream::sql::cut::Part;
 use emostream::sql::files::{load_file, load_folder};
 use emostream::sql::{Program, Query, SqlFile, plan_program, plan_program_with};
 
@@ -55,30 +56,54 @@ fn describe(program: &Program) -> String {
 }
 
 pub(crate) fn describe_query(query: &Query) -> String {
-    let cut = &query.cut;
     let mut text = String::new();
-    writeln!(text, "query {}: {} into {}", query.name, query.source.name, query.sink.name).unwrap();
-    writeln!(text, "window of {} ns, group expression {}", cut.window.width_ns, cut.window_index).unwrap();
-    for filter in &cut.filters {
-        writeln!(text, "where {filter}").unwrap();
+    let names = |tables: Vec<&str>| tables.join(", ");
+    let sources = names(query.sources.iter().map(|source| source.name.as_str()).collect());
+    let sinks = names(query.sinks().map(|sink| sink.name.as_str()).collect());
+    writeln!(text, "query {}: {sources} into {sinks}", query.name).unwrap();
+    for (place, cut) in query.cuts.iter().enumerate() {
+        writeln!(text, "cut {place}: {}, group expression {}", cut.windowing, cut.window_index).unwrap();
+        let types = cut.output_schema.fields().iter().enumerate();
+        let types = types.filter(|(place, _)| *place != cut.window_index).map(|(_, field)| field.data_type());
+        let types: Vec<_> = types.collect();
+        for input in &cut.inputs {
+            writeln!(text, "from {}", input.source).unwrap();
+            for filter in &input.filters {
+                writeln!(text, "where {filter}").unwrap();
+            }
+            for (key, data_type) in input.keys.iter().zip(&types) {
+                writeln!(text, "key {key} as {data_type}").unwrap();
+            }
+            for (aggregate, data_type) in input.aggregates.iter().zip(&types[input.keys.len()..]) {
+                writeln!(text, "aggregate {aggregate} as {data_type}").unwrap();
+            }
+        }
     }
-    for (index, key) in &cut.keys {
-        let data_type = cut.output_schema.field(*index).data_type();
-        writeln!(text, "key {index}: {key} as {data_type}").unwrap();
+    for output in &query.outputs {
+        for part in &output.parts {
+            writeln!(text, "into {}:", output.sink.name).unwrap();
+            match part {
+                Part::Windowed(part) => {
+                    let kind = if part.row_by_row.is_some() { "row by row" } else { "plan" };
+                    writeln!(text, "{kind} over cuts {:?}", part.cuts).unwrap();
+                    writeln!(text, "{}", part.above.display_indent()).unwrap();
+                }
+                Part::RowWise(rows) => {
+                    writeln!(text, "each row of {}", rows.source).unwrap();
+                    for filter in &rows.filters {
+                        writeln!(text, "where {filter}").unwrap();
+                    }
+                    for column in &rows.columns {
+                        writeln!(text, "column {column}").unwrap();
+                    }
+                }
+            }
+        }
     }
-    let aggregates = cut.output_schema.fields().iter().skip(cut.keys.len() + 1);
-    for (aggregate, field) in cut.aggregates.iter().zip(aggregates) {
-        writeln!(text, "aggregate {aggregate} as {}", field.data_type()).unwrap();
-    }
-    // The leaf repeats the aggregate's schema, and a window call's name is long.
-    for line in cut.above.display_indent().to_string().lines() {
-        let line = line.split("WindowedRows").next().unwrap().to_owned()
-            + if line.contains("WindowedRows") { "WindowedRows" } else { "" };
-        let interval =
-            "IntervalMonthDayNano(\"IntervalMonthDayNano { months: 0, days: 0, nanoseconds: 2000000000 }\")";
-        writeln!(text, "{}", line.replace(interval, "2 s")).unwrap();
-    }
-    text
+    // A window call's name is long.
+    let interval =
+        "IntervalMonthDayNano(\"IntervalMonthDayNano { months: 0, days: 0, nanoseconds: 2000000000 }\")";
+    text.replace(interval, "2 s")
 }
 
 #[test]
@@ -112,7 +137,7 @@ fn the_shipped_folder_plans_without_a_warning() {
     let reversed: Vec<SqlFile> = shipped().into_iter().rev().collect();
     let again = plan_program(&reversed).unwrap();
     assert_eq!(again.tables, program.tables);
-    assert_eq!(again.queries[0].cut.fingerprint(), program.queries[0].cut.fingerprint());
+    assert_eq!(again.queries[0].fingerprint(), program.queries[0].fingerprint());
 }
 
 /// The shipped program with one text replaced.
@@ -127,7 +152,7 @@ fn edited(from: &str, to: &str) -> Program {
 
 #[test]
 fn a_fingerprint_changes_with_what_lies_at_or_below_the_cut_and_with_nothing_else() {
-    let fingerprint = |program: &Program| program.queries[0].cut.fingerprint();
+    let fingerprint = |program: &Program| program.queries[0].fingerprint();
     let shipped = fingerprint(&plan_program(&shipped()).unwrap());
     for (from, to) in [
         ("1000 ", "2000 "),
@@ -151,7 +176,8 @@ fn a_fingerprint_changes_with_what_lies_at_or_below_the_cut_and_with_nothing_els
 #[test]
 fn the_sinks_columns_and_types_are_what_the_plan_above_gives() {
     let program = edited("scaled BIGINT", "scaled DOUBLE");
-    let schema = program.queries[0].cut.above.schema();
+    let Part::Windowed(part) = &program.queries[0].outputs[0].parts[0] else { panic!("it has a window") };
+    let schema = part.above.schema();
     let fields: Vec<String> =
         schema.fields().iter().map(|f| format!("{} {}", f.name(), f.data_type())).collect();
     let expected = [

@@ -1,0 +1,240 @@
+//! Tumbling and hopping windows from their panes. Pure.
+//!
+//! ```text
+//!  panes       a b c d e f g │ h i
+//!  front:  suffix sums up to the line     c…g  d…g  e…g  f…g  g
+//!  back:   one sum behind it                                     h+i
+//!  window e…i = front(e…g) + back(h+i)
+//! ```
+//!
+//! A window of n panes is the sum of two partial aggregates, not of n ("two stacks", known from queues with a running
+//! minimum): when the front is used up, the panes behind the line become the new front, each once. A row that comes for
+//! a pane already over, while a window of it is open, is kept beside as a correction.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use datafusion::common::Result;
+
+use super::aggregate::{Accumulation, Aggregation, Pane, Partial};
+use super::closed::ClosedRows;
+use super::groups::Scratch;
+use super::snapshot::Chunk;
+use super::window::Panes;
+use crate::reaction::time::Window;
+
+/// The panes of one cut that are over, as long as a window of theirs is open.
+pub(crate) struct SlidingWindows {
+    panes: Panes,
+    aggregation: Arc<Aggregation>,
+    /// By start.
+    held: BTreeMap<i64, Held>,
+    /// By start of the first pane: sums of the panes from there to `line`.
+    front: BTreeMap<i64, Partial>,
+    /// Where the front ends and the back begins.
+    line: i64,
+    /// The sum of the panes from `line` to `back_end`.
+    back: Option<Partial>,
+    back_end: i64,
+    /// By pane start: rows that came after the front was built.
+    corrections: BTreeMap<i64, Partial>,
+    /// What was taken in since the last save; only where panes are saved.
+    unsaved: Vec<Chunk>,
+}
+
+/// One pane that is over.
+#[derive(Default)]
+struct Held {
+    rows: u64,
+    /// Until the pane is in the front.
+    partial: Option<Partial>,
+    /// By lane: the first record with a row of it.
+    first_offsets: BTreeMap<usize, i64>,
+}
+
+impl SlidingWindows {
+    pub(crate) fn new(panes: Panes, aggregation: Arc<Aggregation>) -> Self {
+        Self {
+            panes,
+            aggregation,
+            held: BTreeMap::new(),
+            front: BTreeMap::new(),
+            line: i64::MIN,
+            back: None,
+            back_end: i64::MIN,
+            corrections: BTreeMap::new(),
+            unsaved: Vec::new(),
+        }
+    }
+
+    /// Groups held.
+    pub(crate) fn groups(&self) -> usize {
+        let held = self.held.values().filter_map(|held| held.partial.as_ref());
+        let sums = self.front.values().chain(&self.back).chain(self.corrections.values());
+        held.chain(sums).map(|partial| partial.groups).sum()
+    }
+
+    /// Rows of windows still open.
+    pub(crate) fn rows(&self) -> u64 {
+        self.held.values().map(|held| held.rows).sum()
+    }
+
+    /// The first record of a lane that is needed to build what is held; none where panes are saved.
+    pub(crate) fn first_offset(&self, lane: usize) -> Option<i64> {
+        self.held.values().filter_map(|held| held.first_offsets.get(&lane).copied()).min()
+    }
+
+    /// The end of the first window still to be closed, all up to `closed_to` being closed.
+    pub(crate) fn next_end(&self, closed_to: i64) -> Option<i64> {
+        let (first, _) =
+            self.held.iter().find(|(start, _)| self.panes.last_window_end(**start) > closed_to)?;
+        Some(self.panes.window_end_after(closed_to.max(*first)))
+    }
+
+    /// Takes in a pane that is over.
+    pub(crate) fn add(&mut self, lane: usize, pane: Pane, scratch: &mut Scratch) -> Result<()> {
+        let (start, rows, first_offset) = (pane.window.start, pane.rows, pane.first_offset);
+        let partial = pane.accumulation.into_partial()?;
+        if self.panes.is_saved() {
+            self.unsaved.push(Chunk { start, rows, partial: partial.clone() });
+        }
+        let held = self.held.entry(start).or_default();
+        if !self.panes.is_saved() {
+            let first = held.first_offsets.entry(lane).or_insert(first_offset);
+            *first = (*first).min(first_offset);
+        }
+        self.take(start, rows, partial, scratch)
+    }
+
+    /// Takes in a pane as it was saved.
+    pub(crate) fn restore(&mut self, chunk: Chunk, scratch: &mut Scratch) -> Result<()> {
+        self.take(chunk.start, chunk.rows, chunk.partial, scratch)
+    }
+
+    /// What has to be saved since the last call.
+    pub(crate) fn unsaved(&mut self) -> Vec<Chunk> {
+        std::mem::take(&mut self.unsaved)
+    }
+
+    fn take(&mut self, start: i64, rows: u64, partial: Partial, scratch: &mut Scratch) -> Result<()> {
+        let aggregation = Arc::clone(&self.aggregation);
+        let held = self.held.entry(start).or_default();
+        held.rows += rows;
+        if start < self.line {
+            let known = self.corrections.remove(&start);
+            self.corrections.insert(start, added(&aggregation, known, partial, scratch)?);
+            return Ok(());
+        }
+        let known = held.partial.take();
+        held.partial = Some(added(&aggregation, known, partial.clone(), scratch)?);
+        if start < self.back_end {
+            self.back = Some(added(&aggregation, self.back.take(), partial, scratch)?);
+        }
+        Ok(())
+    }
+
+    /// Closes every window that ends after `from` and at or before `to`, in order. Returns how many rows are in no open
+    /// window any more.
+    pub(crate) fn close(
+        &mut self,
+        from: Option<i64>,
+        to: i64,
+        closed: &mut ClosedRows,
+        scratch: &mut Scratch,
+    ) -> Result<u64> {
+        let mut closed_to = from.unwrap_or(i64::MIN);
+        if self.line == i64::MIN
+            && let Some(first) = self.held.keys().next()
+        {
+            let start = self.panes.slide_start(*first);
+            (self.line, self.back_end) = (start, start);
+        }
+        while let Some(end) = self.next_end(closed_to).filter(|end| *end <= to) {
+            let window = Window { start: end - self.panes.width_ns(), end };
+            if let Some(sum) = self.window(window, scratch)? {
+                closed.push(window, sum.into_result(&self.aggregation, window)?);
+            }
+            closed_to = end;
+        }
+        let counted = self.forget(to);
+        // A long window grows pane by pane, so that its end is no more work than any other moment.
+        self.extend_back(to, scratch)?;
+        Ok(counted)
+    }
+
+    /// The sum of the panes of a window, each pane of which is over.
+    fn window(&mut self, window: Window, scratch: &mut Scratch) -> Result<Option<Accumulation>> {
+        let aggregation = Arc::clone(&self.aggregation);
+        if self.line < window.start {
+            self.flip(window, scratch)?;
+        } else {
+            self.extend_back(window.end, scratch)?;
+        }
+        let front = self.front.range(window.start..).next().map(|(_, sum)| sum);
+        let corrections = self.corrections.range(window.start..).map(|(_, partial)| partial);
+        let parts: Vec<&Partial> = front.into_iter().chain(&self.back).chain(corrections).collect();
+        Partial::sum(&aggregation, parts, scratch)
+    }
+
+    /// Adds the panes up to `end` to the back.
+    fn extend_back(&mut self, end: i64, scratch: &mut Scratch) -> Result<()> {
+        if self.line == i64::MIN || end <= self.back_end {
+            return Ok(());
+        }
+        let aggregation = Arc::clone(&self.aggregation);
+        let panes = self.held.range(self.back_end..end).filter_map(|(_, held)| held.partial.as_ref());
+        let parts: Vec<&Partial> = self.back.iter().chain(panes).collect();
+        if parts.len() > usize::from(self.back.is_some()) {
+            let sum = Partial::sum(&aggregation, parts, scratch)?;
+            self.back = sum.map(Accumulation::into_partial).transpose()?;
+        }
+        self.back_end = end;
+        Ok(())
+    }
+
+    /// Makes the window's panes the new front: one sum for every start of a window.
+    fn flip(&mut self, window: Window, scratch: &mut Scratch) -> Result<()> {
+        let aggregation = Arc::clone(&self.aggregation);
+        self.front.clear();
+        self.corrections.clear();
+        let mut starts: BTreeMap<i64, Vec<Partial>> = BTreeMap::new();
+        for (pane, held) in self.held.range_mut(window.start..window.end) {
+            let start = self.panes.slide_start(*pane);
+            starts.entry(start).or_default().extend(held.partial.take());
+        }
+        let mut later: Option<Partial> = None;
+        for (start, panes) in starts.into_iter().rev() {
+            let sum = Partial::sum(&aggregation, panes.iter().chain(&later), scratch)?;
+            later = sum.map(Accumulation::into_partial).transpose()?;
+            if let Some(sum) = &later {
+                self.front.insert(start, sum.clone());
+            }
+        }
+        (self.line, self.back_end, self.back) = (window.end, window.end, None);
+        Ok(())
+    }
+
+    /// Forgets the panes whose last window is closed.
+    fn forget(&mut self, closed_to: i64) -> u64 {
+        let first_open = self.panes.first_open_start(closed_to);
+        let open = self.held.split_off(&first_open);
+        let gone = std::mem::replace(&mut self.held, open);
+        self.front = self.front.split_off(&first_open);
+        self.corrections = self.corrections.split_off(&first_open);
+        if self.held.is_empty() {
+            (self.back, self.line, self.back_end) = (None, i64::MIN, i64::MIN);
+        }
+        gone.values().map(|held| held.rows).sum()
+    }
+}
+
+fn added(
+    aggregation: &Aggregation,
+    known: Option<Partial>,
+    more: Partial,
+    scratch: &mut Scratch,
+) -> Result<Partial> {
+    let Some(known) = known else { return Ok(more) };
+    let sum = Partial::sum(aggregation, [&known, &more], scratch)?;
+    sum.map_or(Ok(more), Accumulation::into_partial)
+}
