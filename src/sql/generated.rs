@@ -17,7 +17,7 @@ use super::catalog::normalized;
 use super::checks::last_name;
 use super::diagnostic::Finding;
 use super::errors;
-use super::functions::{LATER_WINDOWS, TUMBLE};
+use super::functions::WindowCall;
 use super::parse::CreateTable;
 use super::planner::Planner;
 use super::types::column_type;
@@ -114,8 +114,7 @@ fn not_row_wise(expr: &Expr, planner: &Planner) -> Vec<Finding> {
             let Some((name, at)) = last_name(&function.name) else { return };
             let functions = &self.0.functions;
             let many_rows = functions.aggregate.contains_key(&name) || functions.window.contains_key(&name);
-            if name == TUMBLE
-                || LATER_WINDOWS.contains(&name.as_str())
+            if WindowCall::named(&name).is_some()
                 || function.over.is_some()
                 || many_rows && !functions.scalar.contains_key(&name)
             {

@@ -52,7 +52,7 @@ fn every_example_gives_the_rows_that_were_worked_out_by_hand() {
         let query = read(&folder("sql/examples").join(name).with_extension("sql"));
         for partitions in [1, 2] {
             let mut stage = Stage::new(compile(&tables, &query), partitions);
-            assert_eq!(stage.query.sink.name, name, "an example writes the sink of its name");
+            assert_eq!(stage.query.outputs[0].sink.name, name, "an example writes the sink of its name");
             for (n, (ms, rows)) in reactions().iter().enumerate() {
                 stage.append(n % partitions, rows, *ms);
             }
@@ -72,6 +72,6 @@ fn the_examples_are_one_program_and_no_part_of_the_shipped_one() {
     assert_eq!(examples.warnings, []);
     let shipped = plan_program(&load_folder(&folder("sql")).unwrap()).unwrap();
     assert_eq!(shipped.queries.len(), 1, "a folder's sub-folders are not read");
-    let source = |program: &emostream::sql::Program| program.queries[0].source.clone();
+    let source = |program: &emostream::sql::Program| program.queries[0].sources[0].clone();
     assert_eq!(source(&examples), source(&shipped), "they read what is posted already");
 }

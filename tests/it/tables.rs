@@ -82,7 +82,7 @@ fn a_table_that_was_stored_before_there_were_these_options_is_still_read() {
 
 /// A batch of the columns that a record of the query's source holds.
 fn held(stage: &Stage, columns: Vec<ArrayRef>) -> RecordBatch {
-    RecordBatch::try_new(record_schema(&stage.query.source), columns).unwrap()
+    RecordBatch::try_new(record_schema(&stage.query.sources[0].table), columns).unwrap()
 }
 
 fn texts(values: &[&str]) -> ArrayRef {
@@ -169,7 +169,7 @@ fn generated_columns_are_computed_and_every_type_is_written_as_it_is_documented(
         Arc::new(tags.finish()),
         Arc::new(TimestampNanosecondArray::from(vec![10_000_000_000; 3])),
     ];
-    let batch = RecordBatch::try_new(record_schema(&before.source), columns).unwrap();
+    let batch = RecordBatch::try_new(record_schema(&before.sources[0].table), columns).unwrap();
     stage.append_batch(0, &batch, 10_000, None);
     stage.read_all();
     stage.end(20_000);
