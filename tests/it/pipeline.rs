@@ -10,7 +10,8 @@ use emostream::engine::closing::{Closed, Closer, Lane, Start, total};
 use emostream::engine::compile::CompiledQuery;
 use emostream::engine::partition::{Partition, TimeRules};
 use emostream::engine::{sink, watermark};
-use emostream::log::{Record, codec};
+use emostream::log::Record;
+use emostream::log::codec::{self, RecordCodec};
 use emostream::reaction::checkpoint::Checkpoint;
 use emostream::reaction::table::Table;
 use emostream::sql::{SqlFile, plan_program};
@@ -97,7 +98,7 @@ impl Stage {
         timestamp_ms: i64,
         key: Option<&'static [u8]>,
     ) {
-        let record = codec::encode(batch).unwrap();
+        let record = RecordCodec::new(&self.query.source).encode(batch).unwrap().remove(0);
         let offset = self.log[partition].len() as i64;
         let Some(value) = record.value else { panic!("a record has a value") };
         let (headers, key) = (record.headers, key.map(Into::into));
