@@ -28,7 +28,6 @@ const COLUMNS: [usize; 3] = [1, 2, 3];
 fn main() -> Result<(), AnyError> {
     let rows = std::env::args().find_map(|argument| argument.strip_prefix("rows=")?.parse().ok());
     let rows: usize = rows.unwrap_or(4_000_000);
-    let newline = [("framing", "newline")];
     for (name, format, framing, record_rows) in [
         ("arrow, records of 20000", "arrow", None, 20_000),
         ("arrow, records of 200", "arrow", None, 200),

@@ -11,6 +11,7 @@ use std::fmt;
 use ::arrow::array::RecordBatch;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use super::json_plain::{self, Usual};
 use super::{
     CodecError, Decoded, ENOUGH_ROWS, JsonText, MAX_BYTES, MAX_READ_ROWS, MAX_ROWS, Origin, RecordCodec,
     check_count, new_record, value,
@@ -134,7 +135,7 @@ pub(super) fn decode(
 }
 
 /// The rows so far.
-struct Reading<'a> {
+pub(super) struct Reading<'a> {
     codec: &'a RecordCodec,
     options: Options,
     /// Places in the table of what is built.
@@ -146,8 +147,8 @@ struct Reading<'a> {
     set_by: Vec<usize>,
     /// How many the current row has set.
     set: usize,
-    /// The fields of the last row in their order, and which column each is: rows mostly name them in the same order.
-    order: Vec<(String, Option<usize>)>,
+    /// Rows mostly have the same fields in the same order.
+    pub(super) usual: Usual,
     /// Why a row was refused: serde's errors are text at a place, ours name the column.
     refused: Option<String>,
 }
@@ -169,7 +170,7 @@ impl<'a> Reading<'a> {
             count: 0,
             set_by: vec![0; columns.len()],
             set: 0,
-            order: Vec::with_capacity(codec.columns.len()),
+            usual: Usual::default(),
             refused: None,
         }
     }
@@ -197,6 +198,11 @@ impl<'a> Reading<'a> {
     }
 
     fn row(&mut self, from: Origin<'_>, text: &[u8]) -> Result<(), CodecError> {
+        let before = self.count;
+        if json_plain::take(self, text) {
+            return self.end_row(from).map_err(CodecError::WrongSchema);
+        }
+        self.truncate(before);
         let mut json = serde_json::Deserializer::from_slice(text);
         let read = RowSeed { reading: self, from }.deserialize(&mut json).and_then(|()| json.end());
         read.map_err(|error| match self.refused.take() {
@@ -207,8 +213,8 @@ impl<'a> Reading<'a> {
 
     /// Which column a field is; `at` counts the fields of the row.
     fn column(&mut self, at: usize, name: &str) -> Option<usize> {
-        match self.order.get(at) {
-            Some((known, column)) if known == name => *column,
+        match self.usual.fields.get(at) {
+            Some((known, column)) if unquoted(known) == name => *column,
             _ => self.look_up(at, name),
         }
     }
@@ -218,12 +224,34 @@ impl<'a> Reading<'a> {
             let column = &self.codec.columns[place];
             column.name == name && column.source == ColumnSource::Record
         });
-        self.order.truncate(at);
-        // A row of thousands of fields is not worth remembering.
-        if at == self.order.len() && at < 64 {
-            self.order.push((name.to_owned(), column));
+        let fields = &mut self.usual.fields;
+        fields.truncate(at);
+        // A row of thousands of fields is not worth remembering, nor is a name that is written with escapes.
+        let is_plain = !name.bytes().any(|byte| byte == b'"' || byte == b'\\' || byte < 0x20);
+        if at == fields.len() && at < 64 && is_plain {
+            fields.push((format!("\"{name}\""), column));
         }
         column
+    }
+
+    /// Whether integers of the column are milliseconds.
+    pub(super) fn is_millis(&self, column: usize) -> bool {
+        self.options.unix_millis
+            && self.codec.columns[self.columns[column]].data_type == ColumnType::Timestamp
+    }
+
+    pub(super) fn is_nullable(&self, column: usize) -> bool {
+        self.codec.columns[self.columns[column]].nullable
+    }
+
+    /// The column to push one value into for the current row; `None` when the row has set it before.
+    pub(super) fn slot(&mut self, column: usize) -> Option<&mut Growing> {
+        let row = self.count + 1;
+        if std::mem::replace(&mut self.set_by[column], row) == row {
+            return None;
+        }
+        self.set += 1;
+        Some(&mut self.built[column])
     }
 
     fn push<E: Error>(
@@ -232,20 +260,18 @@ impl<'a> Reading<'a> {
         push: impl FnOnce(&mut Growing) -> Result<(), Mismatch>,
     ) -> Result<(), E> {
         let place = self.columns[column];
-        if std::mem::replace(&mut self.set_by[column], self.count + 1) == self.count + 1 {
+        let Some(values) = self.slot(column) else {
             let reason = format!("column {} is given twice", self.codec.columns[place].name);
             return Err(self.refuse(reason));
-        }
-        self.set += 1;
-        push(&mut self.built[column]).map_err(|mismatch| {
+        };
+        push(values).map_err(|mismatch| {
             let reason = self.codec.mismatch(place, &mismatch);
             self.refuse(reason)
         })
     }
 
     fn push_integer<E: Error>(&mut self, column: usize, value: i64) -> Result<(), E> {
-        let is_time = self.codec.columns[self.columns[column]].data_type == ColumnType::Timestamp;
-        if !(is_time && self.options.unix_millis) {
+        if !self.is_millis(column) {
             return self.push(column, |values| values.push_i64(value));
         }
         self.push(column, |values| match value.checked_mul(NS_PER_MS) {
@@ -283,6 +309,11 @@ impl<'a> Reading<'a> {
     fn text_bytes(&self) -> usize {
         self.built.iter().map(Growing::text_bytes).sum()
     }
+}
+
+/// A field's name without its quotes.
+fn unquoted(field: &str) -> &str {
+    field.get(1..field.len() - 1).unwrap_or_default()
 }
 
 fn at_line(line: usize, error: CodecError) -> CodecError {
@@ -330,6 +361,7 @@ impl<'de> Visitor<'de> for RowSeed<'_, '_> {
             }
             at += 1;
         }
+        self.reading.usual.fields.truncate(at);
         self.reading.end_row(self.from).map_err(|reason| self.reading.refuse(reason))
     }
 }
@@ -406,8 +438,7 @@ impl<'de> Visitor<'de> for ValueSeed<'_, '_> {
 
     /// In a column that takes no null it is as if the field were missing: its default, or the row is bad.
     fn visit_unit<E: Error>(self) -> Result<(), E> {
-        let place = self.reading.columns[self.column];
-        if !self.reading.codec.columns[place].nullable {
+        if !self.reading.is_nullable(self.column) {
             return Ok(());
         }
         self.reading.push(self.column, Growing::push_null)

@@ -12,6 +12,7 @@
 
 mod arrow;
 mod json;
+mod json_plain;
 mod json_text;
 mod raw;
 

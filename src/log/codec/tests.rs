@@ -196,6 +196,60 @@ fn a_bad_row_names_its_column_or_its_place_and_costs_its_record() {
 }
 
 #[test]
+fn the_fast_way_and_the_general_way_read_the_same() {
+    let codec = codec_of(Format::Json, reactions(), &[NEWLINE]);
+    let millis = codec_of(Format::Json, reactions(), &[NEWLINE, ("json.timestamp_format", "unix_millis")]);
+    let (text, number) = (
+        ["\"u\"", "\"\"", "\"é😀\"", "\"a\\n\"", "\"a\u{1}\"", "null", "5", "[1]"],
+        [
+            "0",
+            "-0",
+            "-5",
+            "007",
+            "1.5",
+            "1e3",
+            "123456789012345678",
+            "9223372036854775807",
+            "2147483648",
+            "null",
+            "true",
+            "\"x\"",
+            "-",
+            "{}",
+        ],
+    );
+    let time = ["0", "\"2026-01-31T18:30:00Z\"", "\"soon\"", "null", "1700000000000"];
+    let mut agreed = 0;
+    for user in text {
+        for weight in number {
+            for time in time {
+                for more in ["", ",\"more\":1", ",\"more\":01", ",\"more\":\"\\\"\"", ",\"weight\":1"] {
+                    let row = format!(
+                        "{{\"user_id\":{user},\"emoji_type\":\"x\",\"weight\":{weight},\"timestamp\":{time}{more}}}"
+                    );
+                    // The first row teaches the fields; a space where none is expected forces the general way.
+                    let known = format!(
+                        "{{\"user_id\":\"u\",\"emoji_type\":\"x\",\"weight\":1,\"timestamp\":0{more}}}"
+                    );
+                    let spaced = row.replacen('{', "{ ", 1);
+                    for codec in [&codec, &millis] {
+                        let fast = codec.decode(0, &foreign(format!("{known}\n{row}")), ALL);
+                        let general = codec.decode(0, &foreign(format!("{known}\n{spaced}")), ALL);
+                        let what = |read: Result<RecordBatch, CodecError>| {
+                            read.map(|batch| rows(&batch)).map_err(drop)
+                        };
+                        let (fast, general) = (what(fast), what(general));
+                        agreed += usize::from(fast.is_ok());
+                        assert_eq!(fast, general, "{row}");
+                    }
+                }
+            }
+        }
+    }
+    assert!(agreed > 100, "{agreed}");
+}
+
+#[test]
 fn records_of_one_row_are_decoded_together_and_the_bad_ones_are_named() {
     for options in [&[][..], &[NEWLINE][..]] {
         let codec = codec_of(Format::Json, reactions(), options);
