@@ -45,6 +45,8 @@ const PURE: &[&str] = &[
     "src/engine/watermark",
     "src/engine/window",
     "src/engine/partition",
+    "src/engine/bounded",
+    "src/engine/connector/impulse",
     "src/engine/aggregate",
     "src/engine/groups",
     "src/engine/expression",

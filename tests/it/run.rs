@@ -105,6 +105,18 @@ fn an_insert_writes_its_file_anew_and_paths_are_relative_to_the_sql() {
 }
 
 #[test]
+fn the_query_of_the_readme_runs_as_it_stands() {
+    let readme = include_str!("../../README.md");
+    let (_, rest) = readme.split_once("```sql\n").expect("a query");
+    let (sql, rest) = rest.split_once("```").expect("its end");
+    assert!(rest.contains("`emostream run try.sql`"));
+    let row = readme.split('`').find(|code| code.starts_with("{\"emoji_type\"")).expect("a row");
+    let folder = folder(&[("try.sql", sql), ("reactions.jsonl", row)]);
+    let rows = succeeds(folder.path(), &["sql/try.sql", "--format", "csv"]);
+    assert_eq!(rows, "start,emoji_type,count\n2026-01-01T00:00:00Z,🎉,1\n");
+}
+
+#[test]
 fn an_impulse_of_ten_rows_is_counted_without_a_clock() {
     let sql = "CREATE TABLE beats WITH (connector = 'impulse', type = 'source', event_rate = '4', message_count = '10');
         SELECT window.start AS start, n, last FROM (
@@ -137,10 +149,10 @@ fn an_empty_input_gives_an_empty_table() {
 #[test]
 fn what_is_wrong_is_named_with_its_place() {
     let folder = folder(&[("tables.sql", TABLES), ("counts.sql", SELECT), ("reactions.jsonl", REACTIONS)]);
-    let bad = REACTIONS.replace("{\"user_id\":\"eve\"", "{\"user_id\":7");
+    let bad = REACTIONS.replace("\"eve\",\"emoji_type\":\"🎉\"", "\"eve\",\"emoji_type\":7");
     std::fs::write(folder.path().join("sql/reactions.jsonl"), bad).unwrap();
     let said = fails(folder.path(), &["sql/counts.sql"], 1);
-    assert_eq!(said, "emostream: reactions.jsonl:3: column user_id is the number 7; TEXT takes text\n");
+    assert_eq!(said, "emostream: reactions.jsonl:3: column emoji_type is the number 7; TEXT takes text\n");
     std::fs::remove_file(folder.path().join("sql/reactions.jsonl")).unwrap();
     assert!(fails(folder.path(), &["sql/counts.sql"], 1).contains("reactions.jsonl: No such file"));
     std::fs::write(folder.path().join("sql/counts.sql"), SELECT.replace("count(*)", "conut(*)")).unwrap();
