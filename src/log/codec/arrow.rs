@@ -204,7 +204,7 @@ impl Wanted {
             is_all: true,
         };
         for &column in columns {
-            let expected = codec.schema.field(column);
+            let expected = codec.all.field(column);
             if column >= codec.held.fields().len() {
                 wanted.is_all = false;
                 wanted.found.push(None);
@@ -247,7 +247,7 @@ impl Wanted {
                 Some(at) => Arc::clone(batch.column(*at)),
                 None => absent(codec, from, column, batch.num_rows())?,
             };
-            let expected = codec.schema.field(column);
+            let expected = codec.all.field(column);
             fields.push(Field::new(expected.name(), array.data_type().clone(), true));
             arrays.push(array);
         }

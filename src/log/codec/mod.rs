@@ -66,7 +66,7 @@ pub struct RecordCodec {
     topic: String,
     columns: Vec<Column>,
     /// Of all columns, and of those that records hold.
-    schema: SchemaRef,
+    all: SchemaRef,
     held: SchemaRef,
 }
 
@@ -118,7 +118,7 @@ impl RecordCodec {
             layout,
             topic: table.topic.clone(),
             columns: table.columns.clone(),
-            schema: arrow_schema(table),
+            all: arrow_schema(table),
             held: record_schema(table),
         }
     }
@@ -271,7 +271,7 @@ impl RecordCodec {
     }
 
     fn projected(&self, columns: &[usize]) -> SchemaRef {
-        let fields = columns.iter().filter_map(|&place| self.schema.fields().get(place).cloned());
+        let fields = columns.iter().filter_map(|&place| self.all.fields().get(place).cloned());
         Schema::new(fields.collect::<Vec<_>>()).into()
     }
 
