@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use arrow::array::RecordBatch;
 use indicatif::ProgressBar;
 
 use super::Failure;
@@ -15,6 +16,11 @@ use crate::engine::connector::{ConnectorError, Input, file, impulse, resolve};
 use crate::reaction::figures::Figures;
 use crate::reaction::table::{Connector, Format, Framing, Table};
 use crate::sql::{Program, Query, SqlFile, declaring_file, plan_program_with};
+
+const NO_SOURCE: &str = "is a topic of the log (connector = 'kafka'), which has no end; declare it with connector = \
+                         'single_file', path = '…', or run it by 'emostream up'";
+const NO_SINK: &str = "is a topic of the log (connector = 'kafka'), which 'emostream run' does not write; declare it with \
+                       connector = 'single_file', path = '…', or 'stdout', or run it by 'emostream up'";
 
 /// Run SQL to the end of its inputs and exit
 ///
@@ -48,14 +54,17 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     check_connectors(&program)?;
     let progress = ProgressBar::no_length();
     for query in &program.queries {
-        let mut output = open_output(&query.sink, &files)?;
-        let figures = run_query(query, &files, &progress, |rows| output.write(rows))?;
-        output.finish().map_err(failure)?;
+        let mut outputs = Vec::new();
+        for sink in query.sinks() {
+            outputs.push(open_output(sink, &files)?);
+        }
+        let figures = run_query(query, &files, &progress, |output, rows| outputs[output].write(rows))?;
+        outputs.into_iter().try_for_each(Output::finish).map_err(failure)?;
         tell(&query.name, &figures);
     }
     for select in &program.selects {
         let mut printed = Printed::new(args.format, Box::new(std::io::stdout()));
-        let figures = run_query(&select.query, &files, &progress, |rows| printed.write(rows))?;
+        let figures = run_query(&select.query, &files, &progress, |_, rows| printed.write(rows))?;
         printed.finish(&select.columns).map_err(failure)?;
         tell(&select.query.name, &figures);
     }
@@ -66,30 +75,20 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 /// Before anything is written.
 fn check_connectors(program: &Program) -> Result<(), Failure> {
     for query in program.queries.iter().chain(program.selects.iter().map(|select| &select.query)) {
-        let source = &query.source;
-        match source.with.connector {
-            Connector::SingleFile { .. } | Connector::Impulse { message_count: Some(_), .. } => {}
-            Connector::Impulse { message_count: None, .. } => {
-                let message =
-                    format!("{}: table '{}' has no end; give it a message_count", query.name, source.name);
-                return Err(Failure::input(message));
-            }
-            _ => {
-                let message = format!(
-                    "{}: table '{}' is a topic of the log (connector = 'kafka'), which has no end; declare it with connector \
-                     = 'single_file', path = '…', or run it by 'emostream up'",
-                    query.name, source.name
-                );
-                return Err(Failure::input(message));
+        let refused = |table: &Table, why: &str| {
+            Err(Failure::input(format!("{}: table '{}' {why}", query.name, table.name)))
+        };
+        for source in &query.sources {
+            match source.with.connector {
+                Connector::SingleFile { .. } | Connector::Impulse { message_count: Some(_), .. } => {}
+                Connector::Impulse { message_count: None, .. } => {
+                    return refused(source, "has no end; give it a message_count");
+                }
+                _ => return refused(source, NO_SOURCE),
             }
         }
-        if query.sink.with.connector == Connector::Kafka {
-            let message = format!(
-                "{}: table '{}' is a topic of the log (connector = 'kafka'), which 'emostream run' does not write; declare it \
-                 with connector = 'single_file', path = '…', or 'stdout', or run it by 'emostream up'",
-                query.name, query.sink.name
-            );
-            return Err(Failure::input(message));
+        if let Some(sink) = query.sinks().find(|sink| sink.with.connector == Connector::Kafka) {
+            return refused(sink, NO_SINK);
         }
     }
     Ok(())
@@ -99,16 +98,18 @@ fn run_query(
     query: &Query,
     files: &[SqlFile],
     progress: &ProgressBar,
-    mut write: impl FnMut(&arrow::array::RecordBatch) -> Result<(), ConnectorError>,
+    on_result: impl FnMut(usize, &RecordBatch) -> Result<(), ConnectorError>,
 ) -> Result<Figures, Failure> {
-    let query = Query { source: as_read(&query.source), ..query.clone() };
+    let query = Query { sources: query.sources.iter().map(as_read).collect(), ..query.clone() };
     progress.set_message(query.name.clone());
     let failed = |error: &dyn std::fmt::Display| Failure::input(format!("{}: {error}", query.name));
     let compiled = CompiledQuery::compile(&query).map_err(|error| failed(&error))?;
-    let progress = progress.clone();
-    let input = open_input(&query.source, files)?.inspect(move |_| progress.inc(1));
-    let ran = run_to_end(&Arc::new(compiled), vec![Box::new(input)], |_, rows| write(rows));
-    ran.map_err(|error| match error {
+    let mut inputs: Vec<Input> = Vec::new();
+    for source in &compiled.sources {
+        let progress = progress.clone();
+        inputs.push(Box::new(open_input(&source.table, files)?.inspect(move |_| progress.inc(1))));
+    }
+    run_to_end(&Arc::new(compiled), inputs, on_result).map_err(|error| match error {
         BoundedError::Connector(error) => failure(error),
         BoundedError::Query(error) => failed(&error),
     })

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use datafusion::error::DataFusionError;
 
-use super::closing::{Closed, Closer, Start, total};
+use super::closing::{Closed, Closer, Lane, Start, total};
 use super::compile::CompiledQuery;
 use super::connector::{ConnectorError, Input};
 use super::partition::{Partition, TimeRules};
@@ -37,17 +37,20 @@ pub fn run_to_end(
     inputs: Vec<Input>,
     mut on_result: impl FnMut(usize, &RecordBatch) -> Result<(), ConnectorError>,
 ) -> Result<Figures, BoundedError> {
-    let start = Start::decide(query, None, &vec![0; inputs.len()]);
+    let start = Start::decide(query, None, &vec![vec![0]; inputs.len()]);
     let mut closer = Closer::new(Arc::clone(query), 1, &start);
-    let partition = |position: &_| Partition::new(Arc::clone(query), RULES, *position, start.emitted);
-    let mut partitions: Vec<Partition> = start.positions.iter().map(partition).collect();
+    let partition = |lane: &Lane| Partition::new(Arc::clone(query), *lane, RULES, start.emitted);
+    let mut partitions = start.lanes.iter().map(partition).collect::<Result<Vec<_>, _>>()?;
     let mut inputs: Vec<Option<Input>> = inputs.into_iter().map(Some).collect();
     loop {
         // The input that is furthest behind is read next, so that none makes the rows of another late.
         let open = (0..inputs.len()).filter(|&at| inputs[at].is_some());
         let Some(behind) = open.min_by_key(|&at| partitions[at].watermark()) else { break };
         match inputs[behind].as_mut().and_then(Iterator::next) {
-            None => inputs[behind] = None,
+            None => {
+                inputs[behind] = None;
+                partitions[behind].end();
+            }
             Some(piece) => {
                 let piece = piece?;
                 if let Some(error) = partitions[behind].push(&piece.record, 0)? {
@@ -55,18 +58,16 @@ pub fn run_to_end(
                 }
             }
         }
-        if inputs[behind].is_none() {
-            partitions[behind].prove_end(i64::MAX);
-        }
         let reached = watermark::minimum(partitions.iter().map(Partition::watermark));
-        let boundary = reached.map(|ns| query.panes.boundary_at_or_before(ns));
-        if boundary > closer.emitted() {
-            let handed = partitions.iter_mut().map(|partition| partition.hand_over(boundary)).collect();
-            hand_on(&closer.close(handed, boundary)?, &mut on_result)?;
+        let boundary = reached.and_then(|ns| query.boundary_at_or_before(ns)).max(closer.emitted());
+        if boundary > closer.emitted() || partitions.iter().any(|partition| partition.pending() > 0) {
+            let handed = partitions.iter_mut().map(|partition| partition.hand_over(boundary));
+            let closed = closer.close(handed.collect::<Result<_, _>>()?, boundary)?;
+            hand_on(&closed, &mut on_result)?;
         }
     }
     let account = total(partitions.iter().map(Partition::account));
-    let open = partitions.iter().map(Partition::open).sum();
+    let open = partitions.iter().map(Partition::open).sum::<u64>() + closer.open();
     Ok(closer.figures(account, open, closer.counted()))
 }
 
@@ -74,5 +75,9 @@ fn hand_on(
     closed: &Closed,
     on_result: &mut impl FnMut(usize, &RecordBatch) -> Result<(), ConnectorError>,
 ) -> Result<(), ConnectorError> {
-    closed.windows.iter().flat_map(|window| &window.rows).try_for_each(|rows| on_result(0, rows))
+    for (output, closed) in closed.outputs.iter().enumerate() {
+        let windows = closed.windows.iter().flat_map(|window| &window.rows);
+        windows.chain(&closed.rows).try_for_each(|rows| on_result(output, rows))?;
+    }
+    Ok(())
 }
