@@ -28,6 +28,8 @@ pub(super) enum Shape {
 /// Rows on their way to standard output, in one shape.
 pub(super) struct Printed {
     shape: Shape,
+    /// What the rows' columns are called, by place.
+    columns: SchemaRef,
     to: Box<dyn Write>,
     /// Of a table, not printed yet.
     waiting: Vec<RecordBatch>,
@@ -35,8 +37,8 @@ pub(super) struct Printed {
 }
 
 impl Printed {
-    pub(super) fn new(shape: Shape, to: Box<dyn Write>) -> Self {
-        Self { shape, to, waiting: Vec::new(), has_begun: false }
+    pub(super) fn new(shape: Shape, columns: &SchemaRef, to: Box<dyn Write>) -> Self {
+        Self { shape, columns: Arc::clone(columns), to, waiting: Vec::new(), has_begun: false }
     }
 
     /// Prints rows, or keeps them for the table.
@@ -44,6 +46,7 @@ impl Printed {
     /// # Errors
     /// When standard output fails, or a column has no text.
     pub(super) fn write(&mut self, rows: &RecordBatch) -> Result<(), ConnectorError> {
+        let rows = &self.named(rows).map_err(|error| failed(&error))?;
         match self.shape {
             Shape::Table => {
                 self.waiting.push(rows.clone());
@@ -59,8 +62,8 @@ impl Printed {
     ///
     /// # Errors
     /// As [`Printed::write`].
-    pub(super) fn finish(mut self, columns: &SchemaRef) -> Result<(), ConnectorError> {
-        let empty = RecordBatch::new_empty(Arc::clone(columns));
+    pub(super) fn finish(mut self) -> Result<(), ConnectorError> {
+        let empty = RecordBatch::new_empty(Arc::clone(&self.columns));
         match self.shape {
             Shape::Csv if !self.has_begun => self.csv(&empty)?,
             Shape::Table if !self.waiting.is_empty() => self.table()?,
@@ -71,6 +74,14 @@ impl Printed {
             _ => {}
         }
         self.to.flush().map_err(|error| failed(&error))
+    }
+
+    fn named(&self, rows: &RecordBatch) -> Result<RecordBatch, arrow::error::ArrowError> {
+        let schema = rows.schema();
+        let fields = schema.fields().iter().zip(self.columns.fields());
+        let fields: Vec<Field> =
+            fields.map(|(own, named)| own.as_ref().clone().with_name(named.name())).collect();
+        RecordBatch::try_new(Arc::new(Schema::new(fields)), rows.columns().to_vec())
     }
 
     fn table(&mut self) -> Result<(), ConnectorError> {

@@ -63,9 +63,9 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         tell(&query.name, &figures);
     }
     for select in &program.selects {
-        let mut printed = Printed::new(args.format, Box::new(std::io::stdout()));
+        let mut printed = Printed::new(args.format, &select.columns, Box::new(std::io::stdout()));
         let figures = run_query(&select.query, &files, &progress, |_, rows| printed.write(rows))?;
-        printed.finish(&select.columns).map_err(failure)?;
+        printed.finish().map_err(failure)?;
         tell(&select.query.name, &figures);
     }
     progress.finish_and_clear();
