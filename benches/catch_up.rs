@@ -16,8 +16,9 @@ use std::time::Duration;
 
 use arrow::array::{ArrayRef, RecordBatch, StringArray, TimestampNanosecondArray};
 use emostream::engine::{Engine, Settings};
+use emostream::log::codec::RecordCodec;
 use emostream::log::program::{ProgramView, system_topics, table_topic};
-use emostream::log::{Log, NewRecord, codec};
+use emostream::log::{Log, NewRecord};
 use emostream::shutdown::Tasks;
 use emostream::sql::{Program, SqlFile, plan_program};
 use tokio::time::Instant;
@@ -73,7 +74,7 @@ fn program() -> Result<Program, AnyError> {
 
 /// Returns how many bytes of values were written.
 async fn fill(log: &dyn Log, program: &Program, rows: usize, record_rows: usize) -> Result<usize, AnyError> {
-    let schema = codec::arrow_schema(&program.queries[0].sources[0]);
+    let codec = RecordCodec::new(&program.queries[0].sources[0]);
     let topic = &program.queries[0].sources[0].topic;
     let start_ns = 1_700_000_000_000_000_000_i64;
     let (mut written, mut bytes) = (0, 0);
@@ -101,10 +102,10 @@ async fn fill(log: &dyn Log, program: &Program, rows: usize, record_rows: usize)
                     .collect::<TimestampNanosecondArray>(),
             ),
         ];
-        let record = codec::encode(&RecordBatch::try_new(Arc::clone(&schema), columns)?)?;
-        bytes += record.value.as_ref().map_or(0, |value| value.len());
+        let records = codec.encode(&RecordBatch::try_new(Arc::clone(codec.schema()), columns)?)?;
+        bytes += records.iter().flat_map(|record| &record.value).map(|value| value.len()).sum::<usize>();
         let partition = (written / record_rows) % PARTITIONS as usize;
-        pending[partition].push(record);
+        pending[partition].extend(records);
         written = numbers.end;
         if pending[partition].len() == 20 || written == rows {
             for (partition, records) in

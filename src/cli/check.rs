@@ -69,14 +69,19 @@ pub fn run(args: &CheckArgs) -> Result<(), Failure> {
 
 /// The files to check, and the tables beside them.
 fn load(args: &CheckArgs) -> std::io::Result<(Vec<SqlFile>, Vec<SqlFile>)> {
-    if args.files.is_empty() {
-        return Ok((load_folder(&args.sql)?, vec![]));
+    match args.files.is_empty() {
+        true => Ok((load_folder(&args.sql)?, vec![])),
+        false => load_files(&args.files),
     }
-    let files = args.files.iter().map(|path| load_file(path)).collect::<Result<Vec<_>, _>>()?;
-    let given = args.files.iter().map(std::fs::canonicalize).collect::<Result<Vec<_>, _>>()?;
+}
+
+/// These files, and the tables beside them.
+pub(super) fn load_files(paths: &[PathBuf]) -> std::io::Result<(Vec<SqlFile>, Vec<SqlFile>)> {
+    let files = paths.iter().map(|path| load_file(path)).collect::<Result<Vec<_>, _>>()?;
+    let given = paths.iter().map(std::fs::canonicalize).collect::<Result<Vec<_>, _>>()?;
     let mut read = given.clone();
     let mut beside = Vec::new();
-    for path in &args.files {
+    for path in paths {
         let tables = path.parent().unwrap_or(Path::new("")).join(TABLES_FILE);
         let Ok(canonical) = std::fs::canonicalize(&tables) else { continue };
         if !read.contains(&canonical) {
@@ -120,6 +125,9 @@ fn print_text(planned: &Result<Program, Vec<Diagnostic>>) {
                 let windows: Vec<String> = query.cuts.iter().map(|cut| cut.windowing.to_string()).collect();
                 let windows = if windows.is_empty() { "row by row".to_owned() } else { windows.join(", ") };
                 println!("{}: {} → {}, {windows}", query.name, sources.join(", "), sinks.join(", "));
+            }
+            for select in &program.selects {
+                println!("{}: a SELECT on its own, which 'emostream run' prints", select.query.name);
             }
             println!("ok: {} tables, {} queries", program.tables.len(), program.queries.len());
         }

@@ -8,9 +8,11 @@ pub mod check;
 pub mod config;
 pub mod engine;
 mod logs;
+mod print;
 mod process;
 mod program;
 pub mod role;
+pub mod run;
 mod serve;
 pub mod simulate;
 pub mod tail;
@@ -38,6 +40,7 @@ enum Command {
     Subscribe(role::SubscribeArgs),
     Query(role::QueryArgs),
     Check(check::CheckArgs),
+    Run(run::Args),
     Config(config::Args),
     Simulate(simulate::SimulateArgs),
     Tail(tail::Args),
@@ -81,6 +84,7 @@ pub fn run() -> ExitCode {
         Command::Subscribe(args) => role::subscribe(args),
         Command::Query(args) => role::query(args),
         Command::Check(args) => check::run(&args),
+        Command::Run(args) => run::run(&args),
         Command::Config(args) => config::run(&args),
         Command::Simulate(args) => process::run_alone(simulate::run(args)),
         Command::Tail(args) => tail::run(args),

@@ -4,7 +4,6 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::array::RecordBatch;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use reqwest::Url;
@@ -13,12 +12,11 @@ use serde_json::{Map, Value};
 use super::process::SettingsArgs;
 use super::{Failure, logs, process};
 use crate::config::LogKind;
+use crate::log::codec::{CodecError, JsonText, RecordCodec};
 use crate::log::program;
-use crate::log::{Log, LogError, Reader, Record, codec};
-use crate::reaction::json::json_value;
+use crate::log::{Log, LogError, Reader, Record};
 use crate::reaction::live::LiveMessage;
-use crate::reaction::schema::record_schema;
-use crate::reaction::table::{Format, Table};
+use crate::reaction::table::Table;
 use crate::reaction::time::format_rfc3339;
 
 /// The most bytes one read brings.
@@ -117,6 +115,7 @@ async fn open(log: &Arc<dyn Log>, table: &Table, from_start: bool) -> Result<Vec
 
 /// Every record of all partitions; ends with what went wrong.
 async fn follow_topic(table: Table, room: Option<String>, partitions: Vec<Partition>) -> Failure {
+    let codec = RecordCodec::new(&table);
     let read = |(number, mut reader): Partition| async move {
         let batch = reader.read(READ_BYTES, READ_WAIT).await;
         (number, reader, batch)
@@ -128,10 +127,10 @@ async fn follow_topic(table: Table, room: Option<String>, partitions: Vec<Partit
             Err(error) => return failure(error),
         };
         for record in &records {
-            let rows = match rows_of(&table, record) {
+            let rows = match rows_of(&codec, record) {
                 Ok(rows) => rows,
                 Err(error) => {
-                    tracing::warn!(partition = number, offset = record.offset, error, "a record is left out");
+                    tracing::warn!(partition = number, offset = record.offset, %error, "a record is left out");
                     continue;
                 }
             };
@@ -158,35 +157,17 @@ fn print_rows(rows: impl Iterator<Item = Map<String, Value>>) -> Result<(), Fail
 }
 
 /// A record's rows as JSON objects, in the table's order of columns.
-fn rows_of(table: &Table, record: &Record) -> Result<Vec<Map<String, Value>>, String> {
-    let value = record.value.as_ref().ok_or("it has no value")?;
-    match table.format {
-        Format::Json => serde_json::from_slice(value).map(|row| vec![row]).map_err(|error| error.to_string()),
-        Format::Arrow => {
-            let schema = record_schema(table);
-            let columns: Vec<usize> = (0..schema.fields().len()).collect();
-            let batch = codec::decode(value, &schema, &columns).map_err(|e| e.to_string())?;
-            batch_rows(table, &batch)
-        }
-        Format::RawString => {
-            let text = Value::from(String::from_utf8_lossy(value));
-            Ok(table
-                .record_columns()
-                .map(|column| Map::from_iter([(column.name.clone(), text.clone())]))
-                .collect())
-        }
-    }
-}
-
-fn batch_rows(table: &Table, batch: &RecordBatch) -> Result<Vec<Map<String, Value>>, String> {
-    let mut rows = vec![Map::new(); batch.num_rows()];
-    for (column, values) in table.record_columns().zip(batch.columns()) {
-        for (n, row) in rows.iter_mut().enumerate() {
-            let value = json_value(values, n).ok_or_else(|| format!("{} has no JSON form", column.name))?;
-            row.insert(column.name.clone(), value);
-        }
-    }
-    Ok(rows)
+fn rows_of(codec: &RecordCodec, record: &Record) -> Result<Vec<Map<String, Value>>, CodecError> {
+    let columns: Vec<usize> = (0..codec.schema().fields().len()).collect();
+    let batch = codec.decode(0, record, &columns)?;
+    let names = codec.schema().fields().iter().map(|field| field.name().as_str());
+    let text = JsonText::new(names, batch.columns(), false)?;
+    let row = |row| {
+        let mut object = Vec::new();
+        text.write(row, &mut object)?;
+        serde_json::from_slice(&object).map_err(|error| CodecError::Damaged(error.to_string()))
+    };
+    (0..batch.num_rows()).map(row).collect()
 }
 
 /// The rows of every closed window, as a viewer gets them.
@@ -247,10 +228,12 @@ fn live_rows(message: LiveMessage) -> Vec<Map<String, Value>> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use arrow::array::{ArrayRef, BooleanArray, Int64Array, StringArray, TimestampNanosecondArray};
+    use arrow::array::{
+        ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray, TimestampNanosecondArray,
+    };
 
     use super::*;
-    use crate::reaction::table::{Column, ColumnSource, ColumnType, TableKind, TableOptions};
+    use crate::reaction::table::{Column, ColumnSource, ColumnType, Format, TableKind, TableOptions};
 
     #[test]
     fn an_arrow_record_is_printed_as_json_rows() {
@@ -273,6 +256,7 @@ mod tests {
             options: BTreeMap::new(),
             with: TableOptions::default(),
         };
+        let codec = RecordCodec::new(&table);
         let texts: Vec<Option<&str>> = (0..20).map(|n| (n != 1).then_some("😀 \"x\"")).collect();
         let columns: Vec<ArrayRef> = vec![
             Arc::new(StringArray::from(texts)),
@@ -280,10 +264,10 @@ mod tests {
             Arc::new(Int64Array::from(vec![i64::MAX; 20])),
             Arc::new(BooleanArray::from(vec![true; 20])),
         ];
-        let batch = RecordBatch::try_new(codec::arrow_schema(&table), columns).unwrap();
-        let new = codec::encode(&batch).unwrap();
+        let batch = RecordBatch::try_new(Arc::clone(codec.schema()), columns).unwrap();
+        let new = codec.encode(&batch).unwrap().remove(0);
         let record = Record { offset: 0, timestamp_ms: 0, key: None, value: new.value, headers: new.headers };
-        let rows = rows_of(&table, &record).unwrap();
+        let rows = rows_of(&codec, &record).unwrap();
         let expected = r#"{"text":"😀 \"x\"","time":"1970-01-01T00:00:01.500Z","number":9223372036854775807,"yes":true}"#;
         assert_eq!(Value::Object(rows[0].clone()).to_string(), expected);
         assert_eq!(rows[1]["text"], Value::Null);

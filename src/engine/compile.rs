@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use arrow::datatypes::SchemaRef;
 use datafusion::common::{DFSchema, DFSchemaRef, Result, internal_datafusion_err, plan_err};
 use datafusion::logical_expr::Expr;
 use datafusion::logical_expr::execution_props::ExecutionProps;
@@ -16,7 +15,7 @@ use super::aggregate::{Aggregation, Arguments};
 use super::expression::RowExpr;
 use super::snapshot::Shape;
 use super::window::{self, Panes};
-use crate::log::codec;
+use crate::log::codec::RecordCodec;
 use crate::reaction::table::Table;
 use crate::sql;
 use crate::sql::cut::{Cut, Input, Part, RowWise, Windowing};
@@ -42,7 +41,7 @@ pub struct CompiledSource {
     pub table: Table,
     /// How far the watermark stays behind the largest event time.
     pub delay_ns: i64,
-    pub(crate) schema: SchemaRef,
+    pub(crate) codec: RecordCodec,
     /// The columns that are read, by place in the table.
     pub(crate) columns: Vec<usize>,
     /// The event time's place among `columns`.
@@ -209,7 +208,7 @@ impl CompiledSource {
         let event_time = columns.iter().position(|&place| place == event_place);
         Ok(Self {
             delay_ns: watermark.delay_ns,
-            schema: codec::arrow_schema(table),
+            codec: RecordCodec::new(table),
             event_time: event_time.ok_or_else(|| internal_datafusion_err!("the event time is not read"))?,
             columns,
             inputs,

@@ -1,10 +1,9 @@
 //! Records → rows, once for every query that reads the source. Pure.
 
 use super::compile::CompiledSource;
-use super::defaults::read_record;
 use super::expression::Rows;
-use crate::log::codec::CodecError;
-use crate::log::{HEADER_ROWS, Record};
+use crate::log::Record;
+use crate::log::codec::{CodecError, declared_rows};
 
 /// Decoded records of one partition, in order.
 #[derive(Debug)]
@@ -42,7 +41,7 @@ impl Decoded {
 
 /// Decodes one record. A record that declares no number of rows and cannot be decoded counts as one row.
 pub(crate) fn decode(source: &CompiledSource, record: &Record, partition: u32) -> Decoded {
-    let declared = record.header(HEADER_ROWS).and_then(|rows| rows.parse::<u64>().ok());
+    let declared = declared_rows(record);
     let span = |rows: usize| Span {
         offset: record.offset,
         timestamp_ms: record.timestamp_ms,
@@ -50,30 +49,11 @@ pub(crate) fn decode(source: &CompiledSource, record: &Record, partition: u32) -
         accepted: declared.unwrap_or(rows as u64),
     };
     let next = record.offset + 1;
-    match rows(source, record, partition, declared) {
+    match source.codec.decode(partition, record, &source.columns).map(Rows::new) {
         Ok(rows) => {
             let spans = vec![span(rows.len())];
             Decoded { rows: Some(rows), spans, bad: None, bad_span: Span { accepted: 0, ..span(0) }, next }
         }
         Err(error) => Decoded { rows: None, spans: vec![], bad: Some(error), bad_span: span(1), next },
     }
-}
-
-fn rows(
-    source: &CompiledSource,
-    record: &Record,
-    partition: u32,
-    declared: Option<u64>,
-) -> Result<Rows, CodecError> {
-    let batch = read_record(&source.table, &source.schema, &source.columns, record, partition)?;
-    if declared.is_some_and(|declared| declared != batch.num_rows() as u64) {
-        return Err(CodecError::Damaged("its row count is not that of its header".to_owned()));
-    }
-    for (column, &place) in batch.columns().iter().zip(&source.columns) {
-        let field = source.schema.field(place);
-        if !field.is_nullable() && column.is_nullable() && column.logical_null_count() > 0 {
-            return Err(CodecError::WrongSchema(format!("column {} holds a null", field.name())));
-        }
-    }
-    Ok(Rows::new(batch))
 }

@@ -13,11 +13,12 @@
 
 mod above;
 mod aggregate;
+pub mod bounded;
 mod closed;
 pub mod closing;
 pub mod compile;
+pub mod connector;
 mod decode;
-mod defaults;
 mod expression;
 mod groups;
 pub mod partition;

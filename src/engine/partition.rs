@@ -13,8 +13,8 @@ use datafusion::common::Result;
 
 use super::above::batch_of;
 use super::aggregate::{Aggregation, Arguments, Pane};
-use super::compile::{CompiledInput, CompiledQuery, CompiledSource, Target};
 use super::closing::Lane;
+use super::compile::{CompiledInput, CompiledQuery, CompiledSource, Target};
 use super::decode::{Decoded, Span, decode};
 use super::expression::{RowExpr, Rows};
 use super::groups::Scratch;

@@ -1,24 +1,24 @@
 //! One table's requests → records in the log: the shell around the policy in `queue.rs`.
 //!
-//! What it guarantees: a request is answered `Ok` only after the log has said that its record is durable; its rows
-//! are in exactly one record; and it is answered [`Refusal::Withdrawn`] or [`Refusal::Unavailable`] only when
+//! What it guarantees: a request is answered `Ok` only after the log has said that its records are durable; its rows
+//! are in the records of exactly one append; and it is answered [`Refusal::Withdrawn`] or [`Refusal::Unavailable`] only when
 //! nothing of it was or will be written. Anything between is [`Refusal::Unknown`]. A sender that hangs up while its
 //! request waits does not take it back: its rows are written like all others.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use arrow::datatypes::SchemaRef;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use super::budget::Charge;
-use super::columns::{Rows, record_overhead};
 use super::metrics::Metrics;
 use super::queue::{Limits, Queue, Step, Weight};
 use super::settings::Settings;
-use crate::log::codec::{self, CodecError, MAX_BYTES};
+use crate::log::codec::{CodecError, MAX_BYTES, RecordCodec};
 use crate::log::{Log, LogError, NewRecord};
+use crate::reaction::columns::{Rows, record_overhead};
+use crate::reaction::table::Table;
 use crate::shutdown::Tasks;
 
 /// How often a topic that does not exist is looked for.
@@ -59,7 +59,7 @@ enum Payload {
     /// To be joined with others.
     Rows(Rows),
     /// So large that it had to be encoded to know whether it fits.
-    Record(NewRecord),
+    Records(Vec<NewRecord>),
 }
 
 struct Request {
@@ -98,7 +98,7 @@ impl Weight for Request {
 /// Writes one table's rows.
 pub(super) struct Batcher {
     topic: String,
-    schema: SchemaRef,
+    codec: RecordCodec,
     overhead: usize,
     log: Arc<dyn Log>,
     tasks: Tasks,
@@ -109,16 +109,16 @@ pub(super) struct Batcher {
 }
 
 impl Batcher {
-    /// Starts writing to `topic` what is submitted, until the tasks are cancelled and everything is answered.
+    /// Starts writing to the table's topic what is submitted, until the tasks are cancelled and everything is answered.
     pub(super) fn start(
         log: Arc<dyn Log>,
-        topic: &str,
-        schema: SchemaRef,
+        table: &Table,
         settings: &Settings,
         metrics: Arc<Metrics>,
         tasks: &Tasks,
     ) -> Arc<Self> {
-        let overhead = record_overhead(&schema);
+        let codec = RecordCodec::new(table);
+        let overhead = if codec.row_bytes().is_some() { 0 } else { record_overhead(codec.schema()) };
         let limits = Limits {
             flush_interval: settings.flush_interval(),
             flush_rows: settings.flush_rows,
@@ -126,8 +126,8 @@ impl Batcher {
             record_overhead: overhead,
         };
         let batcher = Arc::new(Self {
-            topic: topic.to_owned(),
-            schema,
+            topic: table.topic.clone(),
+            codec,
             overhead,
             log,
             tasks: tasks.clone(),
@@ -147,11 +147,16 @@ impl Batcher {
     pub(super) async fn submit(&self, rows: Rows, charge: Charge, received_ms: i64) -> Result<(), Refusal> {
         let (reply, answer) = oneshot::channel();
         let count = rows.count;
-        let bytes = rows.data_bytes();
+        let bytes = self.bytes(&rows);
         let (payload, bytes) = if self.overhead + bytes <= MAX_BYTES {
             (Payload::Rows(rows), Some(bytes))
         } else {
-            (Payload::Record(self.encode(rows)?), None)
+            let records = self.encode(rows)?;
+            let bytes = records.iter().flat_map(|record| &record.value).map(|value| value.len()).sum();
+            if bytes > MAX_BYTES {
+                return Err(Refusal::TooLarge(bytes));
+            }
+            (Payload::Records(records), None)
         };
         self.metrics.pending_rows.increment(count as f64);
         let announced = self.log.announce(&self.topic, received_ms);
@@ -251,8 +256,8 @@ impl Batcher {
 
     async fn write(self: Arc<Self>, partition: u32, mut batch: Vec<Request>) {
         let writing = Writing { batcher: &self, partition };
-        let outcome = match self.record(&mut batch) {
-            Ok(record) => self.append(partition, record).await,
+        let outcome = match self.records(&mut batch) {
+            Ok(records) => self.append(partition, records).await,
             Err(refusal) => Err(refusal),
         };
         drop(writing);
@@ -264,13 +269,21 @@ impl Batcher {
         answer(batch, &outcome);
     }
 
-    /// The requests' rows as one record.
-    fn record(&self, batch: &mut [Request]) -> Result<NewRecord, Refusal> {
+    /// About how many bytes rows take in a record; at most where a record is columns.
+    fn bytes(&self, rows: &Rows) -> usize {
+        match self.codec.row_bytes() {
+            Some(row) => rows.text_bytes() + rows.count * row,
+            None => rows.data_bytes(),
+        }
+    }
+
+    /// The requests' rows as one record, or as many as the table's format needs.
+    fn records(&self, batch: &mut [Request]) -> Result<Vec<NewRecord>, Refusal> {
         let empty = || Payload::Rows(Rows { count: 0, columns: Vec::new() });
         let mut joined: Option<Rows> = None;
         for request in batch {
             match std::mem::replace(&mut request.payload, empty()) {
-                Payload::Record(record) => return Ok(record),
+                Payload::Records(records) => return Ok(records),
                 Payload::Rows(rows) => match &mut joined {
                     None => joined = Some(rows),
                     Some(joined) => joined.append(&rows),
@@ -280,24 +293,24 @@ impl Batcher {
         self.encode(joined.unwrap_or(Rows { count: 0, columns: Vec::new() }))
     }
 
-    fn encode(&self, rows: Rows) -> Result<NewRecord, Refusal> {
+    fn encode(&self, rows: Rows) -> Result<Vec<NewRecord>, Refusal> {
         let batch = rows
-            .into_batch(Arc::clone(&self.schema))
+            .into_batch(Arc::clone(self.codec.schema()))
             .map_err(|error| Refusal::Impossible(error.to_string().into()))?;
-        codec::encode(&batch).map_err(|error| match error {
+        self.codec.encode(&batch).map_err(|error| match error {
             CodecError::TooLarge(bytes) => Refusal::TooLarge(bytes),
             error => Refusal::Impossible(error.to_string().into()),
         })
     }
 
-    async fn append(self: &Arc<Self>, partition: u32, record: NewRecord) -> Result<(), Refusal> {
+    async fn append(self: &Arc<Self>, partition: u32, records: Vec<NewRecord>) -> Result<(), Refusal> {
         let began = Instant::now();
         let stopping = async {
             self.tasks.cancelled().await;
             tokio::time::sleep(DRAIN_LIMIT).await;
         };
         let appended = tokio::select! {
-            appended = self.log.append(&self.topic, partition, vec![record]) => appended,
+            appended = self.log.append(&self.topic, partition, records) => appended,
             () = tokio::time::sleep(APPEND_LIMIT) => Err(LogError::Indefinite("the log does not answer".to_owned())),
             () = stopping => Err(LogError::Indefinite("this server stops, and its log does not answer".to_owned())),
         };

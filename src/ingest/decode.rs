@@ -3,12 +3,9 @@
 //! Pure: the time of receipt is an argument. What holds for every format is here: columns by name, defaults, NOT
 //! NULL, event time against the clock. The formats are in `decode_json.rs` and `decode_arrow.rs`.
 
-use arrow::datatypes::SchemaRef;
-
-use super::columns::{Column, Mismatch, Rows, shortened};
 use super::{decode_arrow, decode_json};
 use crate::log::codec::MAX_ROWS;
-use crate::reaction::schema::record_schema;
+use crate::reaction::columns::{Column, Mismatch, Rows, shortened, takes};
 use crate::reaction::table::{ColumnSource, ColumnType, DefaultValue, Table};
 
 const NS_PER_S: i64 = 1_000_000_000;
@@ -79,7 +76,6 @@ pub(super) struct Decoded {
 #[derive(Debug)]
 pub(super) struct Decoder {
     pub(super) table: String,
-    pub(super) schema: SchemaRef,
     pub(super) columns: Vec<ColumnRule>,
     /// Columns that nobody posts.
     filled_in: Vec<String>,
@@ -149,7 +145,7 @@ impl Decoder {
             let column = table.record_columns().position(|column| column.name == watermark.column)?;
             Some(EventTime { column, behind_ns: watermark.delay_ns.saturating_add(FAR_BEHIND_NS) })
         });
-        Ok(Self { table: table.name.clone(), schema: record_schema(table), columns, filled_in, event_time })
+        Ok(Self { table: table.name.clone(), columns, filled_in, event_time })
     }
 
     /// The rows of a body that was received at `receipt_ns`.
@@ -214,7 +210,7 @@ impl Decoder {
                 _ => format!("column {name} is null, and it is NOT NULL; leave it out to get its default"),
             },
             Mismatch::Type(found) => {
-                format!("column {name} is {found}; {sql} takes {}", expected(*data_type))
+                format!("column {name} is {found}; {sql} takes {}", takes(*data_type))
             }
             Mismatch::Range(found) => format!("column {name} is {found}, which {sql} does not hold"),
             Mismatch::Time(why) | Mismatch::Form(why) => format!("column {name}: {why}"),
@@ -354,22 +350,6 @@ impl<'a> Filling<'a> {
         }
         Ok(())
     }
-}
-
-fn expected(data_type: ColumnType) -> String {
-    let what = match data_type {
-        ColumnType::Array(item) => return format!("an array; of its items each {}", expected(*item)),
-        ColumnType::Text => "text",
-        ColumnType::Timestamp => "RFC 3339 text such as 2026-01-31T18:30:00Z, or an integer of nanoseconds",
-        ColumnType::Int | ColumnType::Bigint | ColumnType::IntUnsigned | ColumnType::BigintUnsigned => {
-            "an integer"
-        }
-        ColumnType::Float | ColumnType::Double => "a number",
-        ColumnType::Boolean => "true or false",
-        ColumnType::Bytea => "base64 text",
-        ColumnType::Decimal { .. } => "a number, or its digits as text",
-    };
-    what.to_owned()
 }
 
 /// A span of time as a person would say it: `2 years`, `90 seconds`, `300 ms`.

@@ -17,9 +17,9 @@ use arrow::datatypes::{
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::root_as_message;
 
-use super::columns::{Column, Mismatch, Rows};
 use super::decode::{DecodeError, Decoder, Filling};
 use crate::log::codec::MAX_ROWS;
+use crate::reaction::columns::{Column, Mismatch, Rows};
 use crate::reaction::decimal::format_decimal;
 use crate::reaction::table::ColumnType;
 

@@ -5,8 +5,8 @@ use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-use super::columns::{Column, Mismatch, Rows, shortened};
 use super::decode::{DecodeError, Decoder, Filling};
+use crate::reaction::columns::{Column, Mismatch, Rows, shortened};
 
 /// About how long a row is, for reserving room.
 const ROW_BYTES: usize = 64;

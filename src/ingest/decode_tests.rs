@@ -14,9 +14,9 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
-use super::columns::{Rows, record_overhead};
 use super::decode::{BodyFormat, DecodeError, Decoded, Decoder, EventTimeRule};
-use crate::log::codec;
+use crate::log::codec::{self, RecordCodec};
+use crate::reaction::columns::{Rows, record_overhead};
 use crate::reaction::table::{
     Column, ColumnSource, ColumnType, DefaultValue, Format, Table, TableKind, TableOptions, Watermark,
 };
@@ -73,8 +73,13 @@ fn every_type() -> Decoder {
     .unwrap()
 }
 
+fn codec(decoder: &Decoder) -> RecordCodec {
+    let columns = decoder.columns.iter().map(|rule| column(&rule.name, rule.data_type, rule.nullable, None));
+    RecordCodec::new(&table(columns.collect()))
+}
+
 fn batch(decoder: &Decoder, rows: Rows) -> RecordBatch {
-    rows.into_batch(Arc::clone(&decoder.schema)).unwrap()
+    rows.into_batch(Arc::clone(codec(decoder).schema())).unwrap()
 }
 
 /// Row `row` as text, the columns joined by `|`, null as `∅`.
@@ -521,8 +526,9 @@ fn rows_never_encode_to_more_than_was_reckoned() {
             let table = every_type();
             let body = serde_json::to_vec(&rows).unwrap();
             let decoded = table.decode(BodyFormat::Json, &body, receipt_ns(), CLIENT).unwrap();
-            let reckoned = decoded.rows.data_bytes() + record_overhead(&table.schema);
-            let encoded = codec::encode(&batch(&table, decoded.rows)).unwrap().value.unwrap().len();
+            let reckoned = decoded.rows.data_bytes() + record_overhead(codec(&table).schema());
+            let encoded =
+                codec(&table).encode(&batch(&table, decoded.rows)).unwrap()[0].value.as_ref().unwrap().len();
             assert!(encoded <= reckoned, "{encoded} > {reckoned} for {count} rows of {distinct} texts");
         }
     }

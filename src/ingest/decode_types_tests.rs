@@ -10,13 +10,14 @@ use serde_json::{Value, json};
 
 use super::decode::{BodyFormat, DecodeError, Decoder, EventTimeRule};
 use crate::reaction::json::json_value;
+use crate::reaction::schema::record_schema;
 use crate::reaction::table::{
     Column, ColumnSource, ColumnType, DefaultValue, Format, MetadataField, Table, TableKind, TableOptions,
 };
 
 const CLIENT: EventTimeRule = EventTimeRule::Client { future_tolerance_ns: 0 };
 
-fn decoder() -> Decoder {
+fn table() -> Table {
     let column = |(name, data_type, default): (&str, ColumnType, Option<Value>)| Column {
         name: name.to_owned(),
         data_type,
@@ -39,7 +40,7 @@ fn decoder() -> Decoder {
         default: None,
         source: ColumnSource::Metadata(MetadataField::Partition),
     });
-    let table = Table {
+    Table {
         name: "t".to_owned(),
         kind: TableKind::Source,
         topic: "t".to_owned(),
@@ -49,8 +50,11 @@ fn decoder() -> Decoder {
         key_field: None,
         options: BTreeMap::new(),
         with: TableOptions::default(),
-    };
-    Decoder::new(&table).unwrap()
+    }
+}
+
+fn decoder() -> Decoder {
+    Decoder::new(&table()).unwrap()
 }
 
 fn decode(format: BodyFormat, body: &[u8]) -> Result<RecordBatch, DecodeError> {
@@ -59,7 +63,7 @@ fn decode(format: BodyFormat, body: &[u8]) -> Result<RecordBatch, DecodeError> {
     // Twice, as the batcher joins requests.
     let again = decoded.rows.clone();
     decoded.rows.append(&again);
-    let batch = decoded.rows.into_batch(Arc::clone(&decoder.schema)).unwrap();
+    let batch = decoded.rows.into_batch(record_schema(&table())).unwrap();
     let rows = batch.num_rows() / 2;
     assert_eq!(batch.slice(0, rows), batch.slice(rows, rows));
     Ok(batch.slice(rows, rows))

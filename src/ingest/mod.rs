@@ -9,13 +9,12 @@
 
 mod batcher;
 mod budget;
-mod columns;
+
 mod decode;
 mod decode_arrow;
 mod decode_json;
 #[cfg(test)]
 mod decode_tests;
-mod decode_time;
 #[cfg(test)]
 mod decode_types_tests;
 mod metrics;
@@ -148,10 +147,8 @@ impl Ingest {
 
     fn open(&self, table: &Table) -> Result<Arc<Source>, String> {
         let decoder = Decoder::new(table)?;
-        let schema = Arc::clone(&decoder.schema);
         let metrics = Arc::clone(&self.metrics);
-        let batcher =
-            Batcher::start(Arc::clone(&self.log), &table.topic, schema, &self.settings, metrics, &self.tasks);
+        let batcher = Batcher::start(Arc::clone(&self.log), table, &self.settings, metrics, &self.tasks);
         Ok(Arc::new(Source { table: table.clone(), decoder, batcher }))
     }
 }

@@ -4,11 +4,14 @@
 
 pub mod checkpoint;
 pub mod column_type;
+pub mod columns;
 pub mod decimal;
+pub mod dictionary;
 pub mod emoji;
 pub mod figures;
 pub mod json;
 pub mod live;
+pub mod parse_time;
 pub mod schema;
 pub mod table;
 pub mod time;

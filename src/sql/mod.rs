@@ -27,10 +27,12 @@ mod program;
 mod rewrite;
 mod types;
 
+use arrow::datatypes::SchemaRef;
+
 use crate::reaction::table::Table;
 pub use diagnostic::{Diagnostic, Severity};
 pub use files::load_folder;
-pub use program::{plan_program, plan_program_with, warning_at_watermark};
+pub use program::{declaring_file, plan_program, plan_program_with, warning_at_watermark};
 
 /// One SQL file: the name that diagnostics show, and its text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,8 +50,19 @@ pub struct Program {
     pub tables: Vec<Table>,
     /// Every file with an `INSERT`.
     pub queries: Vec<Query>,
+    /// Every `SELECT` on its own: what 'emostream run' prints.
+    pub selects: Vec<Select>,
     /// What is allowed and yet worth saying.
     pub warnings: Vec<Diagnostic>,
+}
+
+/// A `SELECT` on its own.
+#[derive(Clone, Debug)]
+pub struct Select {
+    /// Named as the file; its one sink is implied and declares no columns.
+    pub query: Query,
+    /// What it selects.
+    pub columns: SchemaRef,
 }
 
 /// A file with `INSERT`s: one name, one version, one transaction.

@@ -1,7 +1,8 @@
 //! Files → [`Program`]: all tables first, then views, then one query per file.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 
 use arrow::compute::can_cast_types;
 use arrow::datatypes::DataType;
@@ -16,10 +17,10 @@ use super::parse::{CreateTable, Statement, StatementKind, parse};
 use super::planner::{Planner, Relation};
 
 use super::{
-    Diagnostic, Output, Program, Query, Severity, SqlFile, catalog, checks, cut, errors, generated, rewrite,
+    Diagnostic, Output, Program, Query, Select, Severity, SqlFile, catalog, checks, cut, errors, generated, rewrite,
 };
 use crate::reaction::schema::arrow_type;
-use crate::reaction::table::{Connector, Table, TableKind};
+use crate::reaction::table::{Connector, Format, Table, TableKind, TableOptions};
 
 /// Plans the files as one program, whatever their order: every `CREATE` counts for all of them.
 ///
@@ -71,12 +72,19 @@ struct Build {
     planner: Planner,
     tables: Vec<Table>,
     queries: Vec<Query>,
+    selects: Vec<Select>,
     diagnostics: Vec<Diagnostic>,
 }
 
 impl Build {
     fn new() -> Self {
-        Self { planner: Planner::new(), tables: vec![], queries: vec![], diagnostics: vec![] }
+        Self {
+            planner: Planner::new(),
+            tables: vec![],
+            queries: vec![],
+            selects: vec![],
+            diagnostics: vec![],
+        }
     }
 
     fn parse<'a>(&mut self, files: &'a [SqlFile]) -> Vec<Parsed<'a>> {
@@ -251,11 +259,7 @@ impl Build {
                 match other.as_ref() {
                     SqlStatement::CreateView(_) => {}
                     SqlStatement::Insert(insert) => inserts.push((statement.at, insert)),
-                    SqlStatement::Query(_) => {
-                        let message = "a SELECT on its own needs 'emostream run', which is not built yet";
-                        let finding = Finding::error(statement.at, message);
-                        self.report(parsed.file, [finding.help("write INSERT INTO a sink before it")]);
-                    }
+                    SqlStatement::Query(select) => self.select(parsed.file, select),
                     _ => {
                         let finding = Finding::error(statement.at, "this statement is not supported");
                         let help = "statements: CREATE TABLE, CREATE VIEW, INSERT INTO … SELECT";
@@ -266,6 +270,22 @@ impl Build {
             if !inserts.is_empty() {
                 self.query(parsed.file, &inserts);
             }
+        }
+    }
+
+    /// A SELECT on its own.
+    fn select(&mut self, file: &SqlFile, select: &SqlQuery) {
+        let Some(plan) = self.plan(file, select) else { return };
+        let columns = Arc::clone(plan.schema().inner());
+        let name = file.name.clone();
+        let mut query = Query { name, text: file.text.clone(), sources: vec![], cuts: vec![], outputs: vec![] };
+        match self.output(file, printed(), select, plan, &mut query.cuts) {
+            Ok(output) => {
+                query.outputs.push(output);
+                query.sources = self.sources_of(&query);
+                self.selects.push(Select { query, columns });
+            }
+            Err(findings) => self.report(file, findings),
         }
     }
 
@@ -287,6 +307,12 @@ impl Build {
         if query.outputs.len() < inserts.len() {
             return; // something was reported
         }
+        query.sources = self.sources_of(&query);
+        self.queries.push(query);
+    }
+
+    /// The tables that a query's parts read, by name.
+    fn sources_of(&self, query: &Query) -> Vec<Table> {
         let inputs = query.cuts.iter().flat_map(|cut| cut.inputs.iter().map(|input| &input.source));
         let parts = query.outputs.iter().flat_map(|output| &output.parts);
         let row_wise = parts.filter_map(|part| match part {
@@ -294,9 +320,9 @@ impl Build {
             cut::Part::Windowed(_) => None,
         });
         let names: BTreeSet<&String> = inputs.chain(row_wise).collect();
-        query.sources = self.tables.iter().filter(|table| names.contains(&table.name)).cloned().collect();
-        query.sources.sort_by(|a, b| a.name.cmp(&b.name));
-        self.queries.push(query);
+        let mut sources: Vec<Table> = self.tables.iter().filter(|table| names.contains(&table.name)).cloned().collect();
+        sources.sort_by(|a, b| a.name.cmp(&b.name));
+        sources
     }
 
     fn insert(&mut self, file: &SqlFile, at: Span, insert: &Insert, query: &mut Query) {
@@ -326,7 +352,8 @@ impl Build {
         plan: LogicalPlan,
         cuts: &mut Vec<cut::Cut>,
     ) -> Result<Output, Vec<Finding>> {
-        let (plan, warnings) = into_sink(plan, &sink, select)?;
+        let (plan, warnings) =
+            if is_printed(&sink) { (plan, vec![]) } else { into_sink(plan, &sink, select)? };
         self.report(file, warnings);
         let plan =
             self.planner.analyse(plan).map_err(|error| vec![errors::finding(&error, select, false)])?;
@@ -403,7 +430,12 @@ impl Build {
         if diagnostics.iter().any(|diagnostic| diagnostic.severity == Severity::Error) {
             return Err(diagnostics);
         }
-        Ok(Program { tables: self.tables, queries: self.queries, warnings: diagnostics })
+        Ok(Program {
+            tables: self.tables,
+            queries: self.queries,
+            selects: self.selects,
+            warnings: diagnostics,
+        })
     }
 }
 
@@ -411,6 +443,34 @@ impl Build {
 fn shares_topic(one: &Table, other: &Table) -> bool {
     let in_the_log = |table: &Table| table.with.connector == Connector::Kafka;
     in_the_log(one) && in_the_log(other) && one.topic == other.topic
+}
+
+/// Where the rows of a SELECT on its own go. It has no columns of its own: the plan's are not cast to any.
+fn printed() -> Table {
+    Table {
+        name: "standard output".to_owned(),
+        kind: TableKind::Sink,
+        topic: String::new(),
+        format: Format::Json,
+        columns: vec![],
+        watermark: None,
+        key_field: None,
+        options: BTreeMap::new(),
+        with: TableOptions { connector: Connector::Stdout, ..TableOptions::default() },
+    }
+}
+
+/// Whether the sink is that of a SELECT on its own.
+fn is_printed(sink: &Table) -> bool {
+    sink.columns.is_empty()
+}
+
+/// The file that declares a table.
+pub fn declaring_file<'f>(files: &'f [SqlFile], table: &str) -> Option<&'f SqlFile> {
+    files.iter().find(|file| {
+        let (statements, _) = parse(&file.text);
+        statements.iter().any(|statement| declared_name(statement).is_some_and(|name| name == table))
+    })
 }
 
 fn declared_name(statement: &Statement) -> Option<String> {

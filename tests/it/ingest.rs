@@ -12,8 +12,9 @@ use axum::Router;
 use axum::routing::get;
 use emostream::http;
 use emostream::ingest::{Ingest, Settings, routes};
+use emostream::log::codec::RecordCodec;
 use emostream::log::program::ProgramView;
-use emostream::log::{ARROW_STREAM, HEADER_CONTENT_TYPE, HEADER_ROWS, codec};
+use emostream::log::{ARROW_STREAM, HEADER_CONTENT_TYPE, HEADER_ROWS, NewRecord, Record};
 use emostream::reaction::table::{
     Column, ColumnSource, ColumnType, DefaultValue, Format, Table, TableKind, TableOptions, Watermark,
 };
@@ -65,10 +66,10 @@ impl House {
 
     /// The users of all records, with the record's number.
     fn users(&self) -> Vec<(usize, String)> {
-        let schema = codec::arrow_schema(&reactions());
+        let codec = RecordCodec::new(&reactions());
         let mut users = Vec::new();
         for (number, (_, record)) in self.log.records().into_iter().enumerate() {
-            let batch = codec::decode(&record.value.unwrap(), &schema, &[0]).unwrap();
+            let batch = codec.decode(0, &read(record), &[0]).unwrap();
             users.extend(text(&batch, 0).into_iter().map(|user| (number, user)));
         }
         users
@@ -77,6 +78,11 @@ impl House {
     async fn stop(self) {
         assert!(self.tasks.stop(Duration::from_secs(10)).await, "some task did not end");
     }
+}
+
+/// As a reader gets it.
+fn read(new: NewRecord) -> Record {
+    Record { offset: 0, timestamp_ms: 0, key: new.key, value: new.value, headers: new.headers }
 }
 
 #[derive(Debug)]

@@ -10,7 +10,9 @@ use arrow::array::{
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 use arrow::ipc::reader::StreamReader;
-use emostream::log::{Log, Retention, TopicSpec, codec};
+use emostream::log::codec::RecordCodec;
+use emostream::log::{Log, Retention, TopicSpec};
+use emostream::sql::{SqlFile, plan_program};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Headers, Message};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
@@ -35,6 +37,13 @@ fn reactions() -> RecordBatch {
         Arc::new((0..100).map(|n| (n % 2 == 0).then_some(n)).collect::<Int64Array>()),
     ];
     RecordBatch::try_new(Arc::new(schema), columns).unwrap()
+}
+
+fn codec() -> RecordCodec {
+    let text = "CREATE TABLE reactions (user_id TEXT NOT NULL, emoji_type TEXT NOT NULL, timestamp TIMESTAMP NOT NULL, weight BIGINT,
+                WATERMARK FOR timestamp) WITH (connector = 'kafka', type = 'source', format = 'arrow')";
+    let program = plan_program(&[SqlFile { name: "tables.sql".to_owned(), text: text.to_owned() }]).unwrap();
+    RecordCodec::new(&program.tables[0])
 }
 
 /// What a program that knows Kafka and Arrow only would do: headers, value.
@@ -64,7 +73,7 @@ async fn a_reader_that_is_not_ours_reads_reactions_from_kafka() {
     let spec = TopicSpec { name: topic.clone(), partitions: 1, retention, log_append_time: false };
     log.create_topics(&[spec]).await.unwrap();
     let sent = reactions();
-    log.append(&topic, 0, vec![codec::encode(&sent).unwrap()]).await.unwrap();
+    log.append(&topic, 0, vec![codec().encode(&sent).unwrap().remove(0)]).await.unwrap();
 
     let (headers, value) = tokio::task::spawn_blocking(move || consume(&topic)).await.unwrap();
     assert!(headers.contains(&("content-type".to_owned(), "application/vnd.apache.arrow.stream".to_owned())));

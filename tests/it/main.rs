@@ -16,6 +16,7 @@ mod kafka_foreign_reader;
 mod log_conformance;
 mod pipeline;
 mod publish;
+mod run;
 mod simulate;
 mod sql;
 mod support;

@@ -10,7 +10,8 @@ use emostream::engine::closing::{Closed, Closer, Lane, Start, total};
 use emostream::engine::compile::CompiledQuery;
 use emostream::engine::partition::{Partition, TimeRules};
 use emostream::engine::{sink, watermark};
-use emostream::log::{Record, codec};
+use emostream::log::Record;
+use emostream::log::codec::{self, RecordCodec};
 use emostream::reaction::checkpoint::Checkpoint;
 use emostream::reaction::table::Table;
 use emostream::sql::{SqlFile, plan_program};
@@ -78,7 +79,8 @@ impl Stage {
     /// As after `kill -9`: only the log and the last commit are left.
     fn restart(&mut self) {
         let start = Start::decide(&self.query, self.checkpoint.as_ref(), &[vec![0; self.log.len()]]);
-        let partition = |lane: &Lane| Partition::new(Arc::clone(&self.query), *lane, RULES, start.emitted).unwrap();
+        let partition =
+            |lane: &Lane| Partition::new(Arc::clone(&self.query), *lane, RULES, start.emitted).unwrap();
         self.partitions = start.lanes.iter().map(partition).collect();
         self.closer = Closer::new(Arc::clone(&self.query), 1, &start);
         let saved = self.saved.iter().map(|(key, value)| (key.as_bytes(), value.as_slice()));
@@ -97,7 +99,7 @@ impl Stage {
         timestamp_ms: i64,
         key: Option<&'static [u8]>,
     ) {
-        let record = codec::encode(batch).unwrap();
+        let record = RecordCodec::new(&self.query.sources[0].table).encode(batch).unwrap().remove(0);
         let offset = self.log[partition].len() as i64;
         let Some(value) = record.value else { panic!("a record has a value") };
         let (headers, key) = (record.headers, key.map(Into::into));

@@ -1,6 +1,6 @@
 //! RFC 3339 text → nanoseconds, fast for the shapes that clients send; all others go the domain's own way.
 
-use crate::reaction::time::parse_rfc3339;
+use super::time::parse_rfc3339;
 
 const NS_PER_S: i64 = 1_000_000_000;
 
@@ -9,7 +9,7 @@ const NS_PER_S: i64 = 1_000_000_000;
 ///
 /// # Errors
 /// As [`parse_rfc3339`].
-pub(super) fn parse_time(text: &str) -> Result<i64, String> {
+pub fn parse_time(text: &str) -> Result<i64, String> {
     match plain_utc(text.as_bytes()) {
         Some(ns) => Ok(ns),
         None => parse_rfc3339(text),

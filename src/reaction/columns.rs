@@ -1,4 +1,4 @@
-//! Rows as columns of plain vectors: cheap to fill value by value, to join, and to turn into one Arrow batch.
+//! Rows as columns of plain vectors: cheap to fill value by value, to join, to cut back, and to turn into one Arrow batch.
 //!
 //! Arrow's own builders would do for filling; joining the rows of many small requests into one batch would then
 //! need the concatenation kernel and an allocation per request and column.
@@ -15,14 +15,15 @@ use arrow::error::ArrowError;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::decode_time::parse_time;
-use crate::reaction::decimal::{DecimalError, parse_decimal};
-use crate::reaction::schema::arrow_type;
-use crate::reaction::table::ColumnType;
+use super::decimal::{DecimalError, parse_decimal};
+use super::dictionary::Dictionary;
+use super::parse_time::parse_time;
+use super::schema::arrow_type;
+use super::table::ColumnType;
 
 /// What a value has that its column does not take.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Mismatch {
+pub enum Mismatch {
     /// Null in a `NOT NULL` column.
     Null,
     /// A value of another type; as a person would call it: `the number 5`.
@@ -37,7 +38,7 @@ pub(super) enum Mismatch {
 
 /// One column that grows.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Column {
+pub struct Column {
     values: Values,
     /// For a nullable column: which rows have a value.
     valid: Option<Vec<bool>>,
@@ -66,6 +67,8 @@ enum Values {
         offsets: Vec<i32>,
         items: Box<Column>,
     },
+    /// Text that may turn out to be of few values.
+    Coded(Dictionary),
     Timestamp(Vec<i64>),
     Int(Vec<i32>),
     Bigint(Vec<i64>),
@@ -78,7 +81,7 @@ enum Values {
 
 impl Column {
     /// An empty column with room for `rows` rows.
-    pub(super) fn new(data_type: ColumnType, nullable: bool, rows: usize) -> Self {
+    pub fn new(data_type: ColumnType, nullable: bool, rows: usize) -> Self {
         let values = match data_type {
             ColumnType::Text => {
                 let mut offsets = Vec::with_capacity(rows + 1);
@@ -104,11 +107,33 @@ impl Column {
         Self { values, valid: nullable.then(|| Vec::with_capacity(rows)) }
     }
 
-    pub(super) fn push_text(&mut self, text: &str) -> Result<(), Mismatch> {
+    /// As [`Column::new`]; text of few values becomes a dictionary of Utf8 with Int32 keys.
+    pub fn coded(data_type: ColumnType, nullable: bool, rows: usize) -> Self {
+        match data_type {
+            ColumnType::Text => {
+                let values = Values::Coded(Dictionary::with_capacity(rows));
+                Self { values, valid: nullable.then(|| Vec::with_capacity(rows)) }
+            }
+            _ => Self::new(data_type, nullable, rows),
+        }
+    }
+
+    /// Text, or a time as RFC 3339 text.
+    ///
+    /// # Errors
+    /// When the column does not take it; the column is then as it was.
+    pub fn push_text(&mut self, text: &str) -> Result<(), Mismatch> {
         match &mut self.values {
             Values::Text { offsets, bytes } => {
                 bytes.extend_from_slice(text.as_bytes());
                 offsets.push(offset(bytes.len()));
+            }
+            Values::Coded(dictionary) => {
+                dictionary.push(text);
+                if dictionary.is_wide() {
+                    let (offsets, bytes) = std::mem::take(dictionary).into_plain();
+                    self.values = Values::Text { offsets, bytes };
+                }
             }
             Values::Timestamp(values) => values.push(parse_time(text).map_err(Mismatch::Time)?),
             Values::Bytea { offsets, bytes } => {
@@ -127,7 +152,11 @@ impl Column {
         Ok(())
     }
 
-    pub(super) fn push_i64(&mut self, value: i64) -> Result<(), Mismatch> {
+    /// A number; for a TIMESTAMP nanoseconds.
+    ///
+    /// # Errors
+    /// When the column does not take it; the column is then as it was.
+    pub fn push_i64(&mut self, value: i64) -> Result<(), Mismatch> {
         let range = |_| Mismatch::Range(value.to_string());
         match &mut self.values {
             Values::Timestamp(values) | Values::Bigint(values) => values.push(value),
@@ -137,7 +166,11 @@ impl Column {
             Values::Float(values) => values.push(value as f32),
             Values::Double(values) => values.push(value as f64),
             Values::Decimal { .. } => return self.push_text(&value.to_string()),
-            Values::Text { .. } | Values::Bytea { .. } | Values::Array { .. } | Values::Boolean(_) => {
+            Values::Text { .. }
+            | Values::Coded(_)
+            | Values::Bytea { .. }
+            | Values::Array { .. }
+            | Values::Boolean(_) => {
                 return Err(Mismatch::Type(format!("the number {value}")));
             }
         }
@@ -145,7 +178,11 @@ impl Column {
         Ok(())
     }
 
-    pub(super) fn push_u64(&mut self, value: u64) -> Result<(), Mismatch> {
+    /// As [`Column::push_i64`], for numbers that are larger.
+    ///
+    /// # Errors
+    /// When the column does not take it; the column is then as it was.
+    pub fn push_u64(&mut self, value: u64) -> Result<(), Mismatch> {
         if let Ok(value) = i64::try_from(value) {
             return self.push_i64(value);
         }
@@ -154,7 +191,11 @@ impl Column {
             Values::Float(values) => values.push(value as f32),
             Values::Double(values) => values.push(value as f64),
             Values::Decimal { .. } => return self.push_text(&value.to_string()),
-            Values::Text { .. } | Values::Bytea { .. } | Values::Array { .. } | Values::Boolean(_) => {
+            Values::Text { .. }
+            | Values::Coded(_)
+            | Values::Bytea { .. }
+            | Values::Array { .. }
+            | Values::Boolean(_) => {
                 return Err(Mismatch::Type(format!("the number {value}")));
             }
             _ => return Err(Mismatch::Range(value.to_string())),
@@ -163,7 +204,11 @@ impl Column {
         Ok(())
     }
 
-    pub(super) fn push_f64(&mut self, value: f64) -> Result<(), Mismatch> {
+    /// A number with a fraction.
+    ///
+    /// # Errors
+    /// When the column does not take it; the column is then as it was.
+    pub fn push_f64(&mut self, value: f64) -> Result<(), Mismatch> {
         match &mut self.values {
             Values::Double(values) => values.push(value),
             Values::Float(values) => {
@@ -180,7 +225,11 @@ impl Column {
         Ok(())
     }
 
-    pub(super) fn push_bool(&mut self, value: bool) -> Result<(), Mismatch> {
+    /// True or false.
+    ///
+    /// # Errors
+    /// When the column does not take it; the column is then as it was.
+    pub fn push_bool(&mut self, value: bool) -> Result<(), Mismatch> {
         let Values::Boolean(values) = &mut self.values else {
             return Err(Mismatch::Type(value.to_string()));
         };
@@ -190,7 +239,10 @@ impl Column {
     }
 
     /// Bytes as they are.
-    pub(super) fn push_bytes(&mut self, value: &[u8]) -> Result<(), Mismatch> {
+    ///
+    /// # Errors
+    /// When the column does not take it; the column is then as it was.
+    pub fn push_bytes(&mut self, value: &[u8]) -> Result<(), Mismatch> {
         let Values::Bytea { offsets, bytes } = &mut self.values else {
             return Err(Mismatch::Type("bytes".to_owned()));
         };
@@ -201,7 +253,10 @@ impl Column {
     }
 
     /// One array; `fill` pushes its items.
-    pub(super) fn push_array(
+    ///
+    /// # Errors
+    /// When the column does not take it; the column is then as it was.
+    pub fn push_array(
         &mut self,
         fill: impl FnOnce(&mut Self) -> Result<(), Mismatch>,
     ) -> Result<(), Mismatch> {
@@ -216,13 +271,26 @@ impl Column {
         Ok(())
     }
 
+    /// Whether its values are instants.
+    pub fn is_timestamp(&self) -> bool {
+        matches!(self.values, Values::Timestamp(_))
+    }
+
+    /// Whether its values are text.
+    pub fn is_text(&self) -> bool {
+        matches!(self.values, Values::Text { .. } | Values::Coded(_))
+    }
+
     /// Whether it takes [`Column::push_array`].
-    pub(super) fn is_array(&self) -> bool {
+    pub fn is_array(&self) -> bool {
         matches!(self.values, Values::Array { .. })
     }
 
     /// A value of a parsed document, such as a DEFAULT or an array's item.
-    pub(super) fn push_json(&mut self, value: &serde_json::Value) -> Result<(), Mismatch> {
+    ///
+    /// # Errors
+    /// When the column does not take it; the column is then as it was.
+    pub fn push_json(&mut self, value: &serde_json::Value) -> Result<(), Mismatch> {
         use serde_json::Value;
         match value {
             Value::Null => self.push_null(),
@@ -240,10 +308,15 @@ impl Column {
         }
     }
 
-    pub(super) fn push_null(&mut self) -> Result<(), Mismatch> {
+    /// No value.
+    ///
+    /// # Errors
+    /// When the column does not take it; the column is then as it was.
+    pub fn push_null(&mut self) -> Result<(), Mismatch> {
         self.valid.as_mut().ok_or(Mismatch::Null)?.push(false);
         match &mut self.values {
             Values::Text { offsets, bytes } => offsets.push(offset(bytes.len())),
+            Values::Coded(dictionary) => dictionary.push_null(),
             Values::Timestamp(values) | Values::Bigint(values) => values.push(0),
             Values::Int(values) => values.push(0),
             Values::IntUnsigned(values) => values.push(0),
@@ -258,8 +331,38 @@ impl Column {
         Ok(())
     }
 
+    /// Removes the rows from `rows` on.
+    pub fn truncate(&mut self, rows: usize) {
+        match &mut self.values {
+            Values::Text { offsets, bytes } => {
+                offsets.truncate(rows + 1);
+                bytes.truncate(offsets.last().map_or(0, |end| *end as usize));
+            }
+            Values::Coded(dictionary) => dictionary.truncate(rows),
+            Values::Bytea { offsets, bytes } => {
+                offsets.truncate(rows + 1);
+                bytes.truncate(offsets.last().map_or(0, |end| *end as usize));
+            }
+            Values::Decimal { values, .. } => values.truncate(rows),
+            Values::Array { offsets, items, .. } => {
+                offsets.truncate(rows + 1);
+                items.truncate(offsets.last().map_or(0, |end| *end as usize));
+            }
+            Values::Timestamp(values) | Values::Bigint(values) => values.truncate(rows),
+            Values::Int(values) => values.truncate(rows),
+            Values::IntUnsigned(values) => values.truncate(rows),
+            Values::BigintUnsigned(values) => values.truncate(rows),
+            Values::Float(values) => values.truncate(rows),
+            Values::Double(values) => values.truncate(rows),
+            Values::Boolean(values) => values.truncate(rows),
+        }
+        if let Some(valid) = &mut self.valid {
+            valid.truncate(rows);
+        }
+    }
+
     /// The instants of a TIMESTAMP column, in nanoseconds; none for other columns.
-    pub(super) fn timestamps(&mut self) -> &mut [i64] {
+    pub fn timestamps(&mut self) -> &mut [i64] {
         match &mut self.values {
             Values::Timestamp(values) => values,
             _ => &mut [],
@@ -267,13 +370,14 @@ impl Column {
     }
 
     /// The bytes of text, which may be far more than the request's body when defaults or dictionaries repeat.
-    pub(super) fn text_bytes(&self) -> usize {
+    pub fn text_bytes(&self) -> usize {
         match &self.values {
             Values::Text { bytes, .. } | Values::Bytea { bytes, .. } => bytes.len(),
             // Every item takes some room, a null too.
             Values::Array { items, offsets, .. } => {
                 items.text_bytes() + 8 * usize::try_from(offsets[offsets.len() - 1]).unwrap_or_default()
             }
+            Values::Coded(dictionary) => dictionary.text_bytes(),
             _ => 0,
         }
     }
@@ -289,6 +393,7 @@ impl Column {
         let values = match &self.values {
             // An offset or a dictionary key per row, and a dictionary has at most one value for every four rows.
             Values::Text { bytes, .. } => bytes.len() + rows * 5,
+            Values::Coded(dictionary) => dictionary.text_bytes() + rows * 5,
             Values::Timestamp(_) | Values::Bigint(_) | Values::BigintUnsigned(_) | Values::Double(_) => {
                 rows * 8
             }
@@ -329,20 +434,25 @@ impl Column {
                 items.append(tail);
             }
             // One table's rows have one layout; a batch of unequal columns is refused when it is made.
-            _ => debug_assert!(false, "columns of different types are joined"),
+            _ => debug_assert!(false, "columns of different layouts are joined"),
         }
         if let (Some(all), Some(more)) = (&mut self.valid, &other.valid) {
             all.extend_from_slice(more);
         }
     }
 
-    fn into_array(self) -> Result<ArrayRef, ArrowError> {
+    /// The Arrow array.
+    ///
+    /// # Errors
+    /// When text has become longer than Arrow's offsets can say.
+    pub fn into_array(self) -> Result<ArrayRef, ArrowError> {
         let nulls = self.valid.map(NullBuffer::from).filter(|nulls| nulls.null_count() > 0);
         Ok(match self.values {
             Values::Text { offsets, bytes } => {
                 let offsets = OffsetBuffer::new(ScalarBuffer::from(offsets));
                 Arc::new(StringArray::try_new(offsets, Buffer::from_vec(bytes), nulls)?)
             }
+            Values::Coded(dictionary) => dictionary.into_array(nulls)?,
             Values::Timestamp(values) => Arc::new(TimestampNanosecondArray::try_new(values.into(), nulls)?),
             Values::Int(values) => Arc::new(Int32Array::try_new(values.into(), nulls)?),
             Values::Bigint(values) => Arc::new(Int64Array::try_new(values.into(), nulls)?),
@@ -403,21 +513,26 @@ fn within_array(mismatch: Mismatch) -> Mismatch {
 
 /// The rows of one request, or of several joined: columns of equal length in the table's order.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Rows {
+pub struct Rows {
     /// How many.
-    pub(super) count: usize,
+    pub count: usize,
     /// In the table's order.
-    pub(super) columns: Vec<Column>,
+    pub columns: Vec<Column>,
 }
 
 impl Rows {
     /// At most what the values take in a record: for a whole record add [`record_overhead`].
-    pub(super) fn data_bytes(&self) -> usize {
+    pub fn data_bytes(&self) -> usize {
         self.columns.iter().map(|column| column.data_bytes(self.count)).sum()
     }
 
+    /// The bytes of all text.
+    pub fn text_bytes(&self) -> usize {
+        self.columns.iter().map(Column::text_bytes).sum()
+    }
+
     /// Adds the rows of another request to the same table.
-    pub(super) fn append(&mut self, other: &Self) {
+    pub fn append(&mut self, other: &Self) {
         for (column, more) in self.columns.iter_mut().zip(&other.columns) {
             column.append(more);
         }
@@ -428,14 +543,14 @@ impl Rows {
     ///
     /// # Errors
     /// When the columns are not those of `schema`.
-    pub(super) fn into_batch(self, schema: SchemaRef) -> Result<RecordBatch, ArrowError> {
+    pub fn into_batch(self, schema: SchemaRef) -> Result<RecordBatch, ArrowError> {
         let arrays = self.columns.into_iter().map(Column::into_array).collect::<Result<Vec<_>, _>>()?;
         RecordBatch::try_new(schema, arrays)
     }
 }
 
 /// At most what a record of this schema takes besides its values: descriptions, paddings, dictionaries' own messages.
-pub(super) fn record_overhead(schema: &SchemaRef) -> usize {
+pub fn record_overhead(schema: &SchemaRef) -> usize {
     schema.fields().iter().fold(2048, |sum, field| sum + 1024 + 4 * field.name().len())
 }
 
@@ -445,9 +560,26 @@ fn offset(bytes: usize) -> i32 {
 }
 
 /// Enough of a client's text to recognise it in a message.
-pub(super) fn shortened(text: &str) -> String {
+pub fn shortened(text: &str) -> String {
     match text.char_indices().nth(40) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),
     }
+}
+
+/// What a person would write for a column of that type.
+pub fn takes(data_type: ColumnType) -> String {
+    let what = match data_type {
+        ColumnType::Array(item) => return format!("an array; of its items each {}", takes(*item)),
+        ColumnType::Text => "text",
+        ColumnType::Timestamp => "RFC 3339 text such as 2026-01-31T18:30:00Z, or an integer of nanoseconds",
+        ColumnType::Int | ColumnType::Bigint | ColumnType::IntUnsigned | ColumnType::BigintUnsigned => {
+            "an integer"
+        }
+        ColumnType::Float | ColumnType::Double => "a number",
+        ColumnType::Boolean => "true or false",
+        ColumnType::Bytea => "base64 text",
+        ColumnType::Decimal { .. } => "a number, or its digits as text",
+    };
+    what.to_owned()
 }
