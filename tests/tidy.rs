@@ -49,6 +49,7 @@ const PURE: &[&str] = &[
     "src/engine/groups",
     "src/engine/expression",
     "src/engine/closing",
+    "src/engine/change",
     "src/engine/defaults",
     "src/engine/sink",
     "src/publish/gather",

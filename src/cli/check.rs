@@ -8,7 +8,7 @@ use super::Failure;
 use crate::config;
 use crate::reaction::table::{Table, TableKind};
 use crate::sql::files::{TABLES_FILE, load_file, load_folder};
-use crate::sql::{Diagnostic, Program, SqlFile, plan_program_with, warning_at_watermark};
+use crate::sql::{Diagnostic, Program, SqlFile, explain, plan_program_with, warning_at_watermark, width};
 
 /// Plans the SQL and reports every error with its file, line and column.
 #[derive(Debug, clap::Args)]
@@ -22,6 +22,9 @@ pub struct CheckArgs {
     /// Settings in TOML, which some warnings depend on; the environment (EMOSTREAM__SECTION__KEY) wins over it.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Also print what lies below, at and above the cut of every query.
+    #[arg(long)]
+    pub explain: bool,
     /// How to print the findings.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
@@ -57,8 +60,8 @@ pub fn run(args: &CheckArgs) -> Result<(), Failure> {
         program.warnings.extend(warnings);
     }
     match args.format {
-        Format::Text => print_text(&planned),
-        Format::Json => print_json(&planned),
+        Format::Text => print_text(&planned, args.explain),
+        Format::Json => print_json(&planned, args.explain),
     }
     match planned {
         Ok(_) => Ok(()),
@@ -105,7 +108,7 @@ fn short_delays(program: &Program, files: &[SqlFile], flush_interval_ms: u64) ->
     program.tables.iter().filter(|table| table.kind == TableKind::Source).filter_map(warning).collect()
 }
 
-fn print_text(planned: &Result<Program, Vec<Diagnostic>>) {
+fn print_text(planned: &Result<Program, Vec<Diagnostic>>, explained: bool) {
     let diagnostics = match planned {
         Ok(program) => &program.warnings,
         Err(diagnostics) => diagnostics,
@@ -119,6 +122,9 @@ fn print_text(planned: &Result<Program, Vec<Diagnostic>>) {
                 let (source, sink) = (&query.source.name, &query.sink.name);
                 let width = width(query.cut.window.width_ns);
                 println!("{}: {source} → {sink}, a window every {width}", query.name);
+                if explained {
+                    println!("{}", explain(query));
+                }
             }
             println!("ok: {} tables, {} queries", program.tables.len(), program.queries.len());
         }
@@ -126,7 +132,7 @@ fn print_text(planned: &Result<Program, Vec<Diagnostic>>) {
     }
 }
 
-fn print_json(planned: &Result<Program, Vec<Diagnostic>>) {
+fn print_json(planned: &Result<Program, Vec<Diagnostic>>, explained: bool) {
     let verdict = match planned {
         Ok(program) => {
             let queries = program.queries.iter().map(|query| {
@@ -135,6 +141,7 @@ fn print_json(planned: &Result<Program, Vec<Diagnostic>>) {
                     "source": query.source.name,
                     "sink": query.sink.name,
                     "window_ms": query.cut.window.width_ns / 1_000_000,
+                    "plan": explained.then(|| explain(query)),
                 })
             });
             let queries: Vec<_> = queries.collect();
@@ -143,14 +150,6 @@ fn print_json(planned: &Result<Program, Vec<Diagnostic>>) {
         Err(diagnostics) => json!({ "ok": false, "diagnostics": diagnostics, "queries": [] }),
     };
     println!("{verdict}");
-}
-
-fn width(ns: i64) -> String {
-    match ns {
-        ns if ns % 1_000_000_000 == 0 => format!("{} s", ns / 1_000_000_000),
-        ns if ns % 1_000_000 == 0 => format!("{} ms", ns / 1_000_000),
-        ns => format!("{ns} ns"),
-    }
 }
 
 fn count(n: usize, what: &str) -> String {

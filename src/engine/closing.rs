@@ -7,6 +7,7 @@ use arrow::array::RecordBatch;
 use datafusion::common::Result;
 
 use super::aggregate::Pane;
+use super::change::Takeover;
 use super::compile::CompiledQuery;
 use super::groups::Scratch;
 use super::partition::{Account, HandOver};
@@ -43,43 +44,72 @@ pub struct Start {
     pub figures: Figures,
     /// What this version cannot rebuild.
     pub gap: Option<Gap>,
+    /// The account begins with the rows that are filled into windows again: what the version before it did with all
+    /// others cannot be told from its totals.
+    pub begins_account: bool,
 }
 
 impl Start {
     /// Decides from where `query` reads. `first_offsets` are the starts of the source topic's partitions.
     ///
-    /// A checkpoint of the same plan at and below the cut is continued. Of another one, the new windows start at the
-    /// first of their boundaries at or after the last one emitted; the rows from there on are all at or after `resume`,
-    /// so they are whole. What lies between is the gap. The account then begins anew at `resume`: which rows the old
-    /// plan had filtered cannot be told from its totals.
+    /// A checkpoint of the same plan at and below the cut is continued; after one of another plan this one takes over,
+    /// reading from `first_offsets` ([`Start::take_over`] can be told better ones).
     pub fn decide(query: &CompiledQuery, checkpoint: Option<&Checkpoint>, first_offsets: &[i64]) -> Self {
-        let Some(checkpoint) = checkpoint.filter(|checkpoint| checkpoint.topic == query.source.topic) else {
-            let positions =
-                first_offsets.iter().map(|&start| Position { resume: start, seen: start, watermark: None });
-            return Self {
-                positions: positions.collect(),
-                emitted: None,
-                figures: Figures::default(),
-                gap: None,
-            };
-        };
-        let mut positions = checkpoint.partitions.clone();
-        // A partition added since then starts at the query's watermark.
-        let added = first_offsets.iter().skip(positions.len());
-        let added =
-            added.map(|&start| Position { resume: start, seen: start, watermark: checkpoint.emitted });
-        positions.extend(added);
-        if checkpoint.fingerprint == query.fingerprint {
-            let figures = Figures { open: 0, ..checkpoint.figures };
-            return Self { positions, emitted: checkpoint.emitted, figures, gap: checkpoint.gap };
+        let checkpoint = checkpoint.filter(|checkpoint| checkpoint.topic == query.source.topic);
+        match checkpoint {
+            Some(checkpoint) if checkpoint.fingerprint == query.fingerprint => Self {
+                positions: positions(checkpoint, first_offsets),
+                emitted: checkpoint.emitted,
+                figures: Figures { open: 0, ..checkpoint.figures },
+                gap: checkpoint.gap,
+                begins_account: false,
+            },
+            Some(Checkpoint { emitted: Some(emitted), .. }) => {
+                let takeover = Takeover::after(query.rhythm(), *emitted);
+                Self::take_over(checkpoint, takeover, first_offsets)
+            }
+            // Nothing was emitted by anybody.
+            _ => Self::take_over(None, Takeover { emitted: i64::MIN, rows_from: i64::MIN }, first_offsets),
         }
-        let emitted = checkpoint.emitted.map(|emitted| query.panes.boundary_at_or_after(emitted));
-        let gap = checkpoint.emitted.zip(emitted).map(|(from, to)| Gap { from, to });
-        for position in &mut positions {
-            position.seen = position.resume;
-        }
-        Self { positions, emitted, figures: Figures::default(), gap: gap.filter(|gap| gap.from < gap.to) }
     }
+
+    /// After a version with another plan, which wrote `checkpoint`: emits the windows that end after
+    /// `takeover.emitted`, whose rows all lie at or after `rows_at`, by partition. Those of them that the other version
+    /// had seen are filled in again and begin the account; none is late.
+    pub fn take_over(checkpoint: Option<&Checkpoint>, takeover: Takeover, rows_at: &[i64]) -> Self {
+        let positions = match checkpoint {
+            Some(checkpoint) => {
+                let mut positions = positions(checkpoint, rows_at);
+                for (position, &rows_at) in positions.iter_mut().zip(rows_at) {
+                    position.resume = rows_at.min(position.seen);
+                }
+                positions
+            }
+            None => {
+                let first = |&start: &i64| Position { resume: start, seen: start, watermark: None };
+                rows_at.iter().map(first).collect()
+            }
+        };
+        Self {
+            positions,
+            emitted: checkpoint.map(|_| takeover.emitted),
+            figures: Figures::default(),
+            gap: None,
+            begins_account: checkpoint.is_some(),
+        }
+    }
+}
+
+/// The checkpoint's; a partition added since then starts at the query's watermark.
+fn positions(checkpoint: &Checkpoint, first_offsets: &[i64]) -> Vec<Position> {
+    let mut positions = checkpoint.partitions.clone();
+    let added = first_offsets.iter().skip(positions.len());
+    positions.extend(added.map(|&start| Position {
+        resume: start,
+        seen: start,
+        watermark: checkpoint.emitted,
+    }));
+    positions
 }
 
 /// The query's side of closing: totals that survive partitions and restarts.

@@ -14,9 +14,11 @@ use datafusion::physical_expr::aggregate::LoweredAggregateBuilder;
 
 use super::above::Above;
 use super::aggregate::{Aggregate, Aggregation};
+use super::change::Rhythm;
 use super::expression::RowExpr;
 use super::window::Panes;
 use crate::log::codec;
+use crate::reaction::checkpoint::Checkpoint;
 use crate::reaction::table::Table;
 use crate::sql;
 
@@ -85,6 +87,19 @@ impl CompiledQuery {
             aggregation,
             above: Above::plan(&cut.above, Arc::clone(cut.output_schema.inner()))?,
         })
+    }
+}
+
+impl CompiledQuery {
+    /// The checkpoint of another plan that has emitted windows, and up to where: this one takes over from there.
+    pub(super) fn taken_over<'a>(&self, checkpoint: &'a Checkpoint) -> Option<(&'a Checkpoint, i64)> {
+        let is_other = checkpoint.topic == self.source.topic && checkpoint.fingerprint != self.fingerprint;
+        checkpoint.emitted.filter(|_| is_other).map(|emitted| (checkpoint, emitted))
+    }
+
+    /// How its windows lie in event time.
+    pub fn rhythm(&self) -> Rhythm {
+        Rhythm { slide_ns: self.panes.width_ns(), width_ns: self.panes.width_ns() }
     }
 }
 

@@ -64,6 +64,8 @@ pub struct Partition {
     number: u32,
     /// Records below are already accounted: they only fill panes again.
     accounted_to: i64,
+    /// What they fill begins this version's account.
+    begins_account: bool,
 
     /// Windows ending at or before this are closed; a row for them is late.
     closed_to: Option<i64>,
@@ -85,6 +87,7 @@ impl Partition {
             rules,
             number: 0,
             accounted_to: from.seen,
+            begins_account: false,
             closed_to: emitted,
             next: from.resume,
             last_record_ms: None,
@@ -98,6 +101,12 @@ impl Partition {
     #[must_use]
     pub fn numbered(self, number: u32) -> Self {
         Self { number, ..self }
+    }
+
+    /// The same, where rows filled in again are the first of a new account.
+    #[must_use]
+    pub fn beginning_account(self, begins: bool) -> Self {
+        Self { begins_account: begins, ..self }
     }
 
     /// The offset after the last record taken in.
@@ -149,12 +158,15 @@ impl Partition {
         match decoded {
             Ok(rows) => {
                 let total = rows.len() as u64;
-                let before = self.account;
+                let (before, open) = (self.account, self.open());
                 self.take_in(&rows, record)?;
                 if fresh {
                     self.account.accepted += declared.unwrap_or(total);
                 } else {
                     self.account = before;
+                }
+                if !fresh && self.begins_account {
+                    self.account.accepted += self.open() - open;
                 }
                 Ok(None)
             }

@@ -61,6 +61,8 @@ struct Lane {
 
 struct Closing {
     closer: Closer,
+    /// No window that ends later is closed: another version emits those.
+    stop_at: Option<i64>,
     /// Of the closer's `counted`, what is committed.
     committed: u64,
 }
@@ -89,7 +91,9 @@ impl Run {
     ) -> Self {
         let lane = |(number, position): (u32, &Position)| Lane {
             partition: Mutex::new(
-                Partition::new(Arc::clone(&query), rules, *position, start.emitted).numbered(number),
+                Partition::new(Arc::clone(&query), rules, *position, start.emitted)
+                    .numbered(number)
+                    .beginning_account(start.begins_account),
             ),
             accounted_to: position.seen,
             next: AtomicI64::new(position.resume),
@@ -100,7 +104,7 @@ impl Run {
         let closer = Closer::new(Arc::clone(&query), version, start);
         Self {
             lanes: (0..).zip(&start.positions).map(lane).collect(),
-            closing: Mutex::new(Closing { committed: closer.counted(), closer }),
+            closing: Mutex::new(Closing { committed: closer.counted(), closer, stop_at: None }),
             gap: start.gap,
             query,
             hold_until_ms,
@@ -164,9 +168,11 @@ impl Run {
     pub(super) fn close(&self, committed: &Committed) -> Result<Option<Closed>, Failure> {
         let boundary = self.watermark().map(|ns| self.query.panes.boundary_at_or_before(ns));
         let mut closing = lock(&self.closing);
+        let stops = closing.stop_at.is_some() && boundary >= closing.stop_at;
+        let boundary = if stops { closing.stop_at } else { boundary };
         let is_over = boundary > closing.closer.emitted();
         let accepted: u64 = self.lanes.iter().map(|lane| lane.accepted.load(Ordering::Relaxed)).sum();
-        let is_due = committed.is_due() || accepted.saturating_sub(committed.rows) >= COMMIT_ROWS;
+        let is_due = stops || committed.is_due() || accepted.saturating_sub(committed.rows) >= COMMIT_ROWS;
         if !is_over && !is_due {
             return Ok(None);
         }
@@ -183,7 +189,22 @@ impl Run {
             return Err(Failure::Stop(format!("rows are not conserved, this is a defect: {figures:?}")));
         }
         let moved = closed.checkpoint.partitions != committed.positions;
-        Ok((!closed.windows.is_empty() || (moved && is_due)).then_some(closed))
+        Ok((stops || !closed.windows.is_empty() || (moved && is_due)).then_some(closed))
+    }
+
+    /// Closes no window that ends after what `choose` answers, which is told the end of the last window closed. `None`
+    /// takes that back.
+    pub(super) fn stop_at(&self, choose: impl FnOnce(Option<i64>) -> Option<i64>) -> Option<i64> {
+        let mut closing = lock(&self.closing);
+        closing.stop_at = choose(closing.closer.emitted());
+        self.progress.notify_one();
+        closing.stop_at
+    }
+
+    /// Whether everything up to where it stops has been closed.
+    pub(super) fn is_at_its_stop(&self) -> bool {
+        let closing = lock(&self.closing);
+        closing.stop_at.is_some() && closing.closer.emitted() >= closing.stop_at
     }
 
     /// Everything closed so far is in the log.

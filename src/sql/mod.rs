@@ -15,6 +15,7 @@ pub mod diagnostic;
 mod emoji;
 mod errors;
 mod event_time;
+mod explain;
 pub mod files;
 pub mod functions;
 mod generated;
@@ -28,6 +29,7 @@ mod types;
 
 use crate::reaction::table::Table;
 pub use diagnostic::{Diagnostic, Severity};
+pub use explain::{explain, width};
 pub use files::load_folder;
 pub use program::{plan_program, plan_program_with, warning_at_watermark};
 
