@@ -129,13 +129,8 @@ async fn measure(log: &Arc<dyn Log>, rows: usize, record_rows: usize) -> Result<
         partitions: PARTITIONS,
         retention: Duration::from_secs(86_400),
     };
-    let seat = Seat::occupy(log, place, &Settings::default(), &tasks);
-    let engine = loop {
-        match seat.engine() {
-            Some(engine) => break engine,
-            None => tokio::time::sleep(Duration::from_millis(2)).await,
-        }
-    };
+    let seat = Seat::occupy(log, place, &Settings::default(), &tasks).await?;
+    let engine = seat.engine().ok_or("no engine")?;
     loop {
         let report = engine.report("emoji_counts").await?.ok_or("no query")?;
         let done =

@@ -88,11 +88,18 @@ pub(super) fn when_stopped(seat: &Seat) -> Failed {
     Box::pin(async move {
         let stopped = failure.wait_for(Option::is_some).await.ok().and_then(|error| error.clone());
         match stopped.as_deref() {
-            Some(EngineError::Log(error)) => log_failure(error.clone()),
-            Some(error) => Failure::input(error.to_string()),
+            Some(error) => engine_failure(error),
             None => std::future::pending().await,
         }
     })
+}
+
+/// An engine that cannot start.
+pub(super) fn engine_failure(error: &EngineError) -> Failure {
+    match error {
+        EngineError::Log(error) => log_failure(error.clone()),
+        error => Failure::input(error.to_string()),
+    }
 }
 
 /// For `/readyz`: as soon as it runs, and every query has read its checkpoint; or `stands_by` and nothing runs here.

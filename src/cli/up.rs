@@ -64,23 +64,19 @@ async fn start_all(
     kept: &str,
 ) -> Result<Serving, Failure> {
     let Start { log, process, readiness, url } = start;
+    // First, so that the others know the tables when they begin to serve.
+    let seat = Seat::occupy(log, sql, &settings.engine, &process.stages);
+    let seat = seat.await.map_err(|error| program::engine_failure(&error))?;
     let follow = running_program::follow(Arc::clone(log), &process.stages);
     let running = follow.await.map_err(log_failure)?;
 
     let query = Query::start(Arc::clone(log), running.clone(), &settings.query, &process.stages);
-    let seat = Seat::occupy(log, sql, &settings.engine, &process.stages);
     let tier = Tier::start(log, running.clone(), url, &settings.publish, &process.connections);
     let ingest = Ingest::start(Arc::clone(log), running, settings.ingest.clone(), &process.stages);
     let members = Members::follow(Arc::clone(log), &process.stages);
 
     let live = publish::live_router(tier.subscribers());
-    let (fenced, stopped) = (when_fenced(tier.failure()), program::when_stopped(&seat));
-    let failed = Box::pin(async move {
-        tokio::select! {
-            failure = fenced => failure,
-            failure = stopped => failure,
-        }
-    });
+    let failed = when_fenced(tier.failure());
     let results = Arc::clone(&query);
     let results_read = Arc::new(move || -> futures::future::BoxFuture<'static, ()> {
         let results = Arc::clone(&results);

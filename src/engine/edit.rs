@@ -301,14 +301,7 @@ impl Engine {
                 removed.map(|()| drop(seen.remove(file)))
             }
         };
-        written.map_err(|error| {
-            use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
-            let message = format!("{}: {error}", self.place.folder.join(file).display());
-            match error.kind() {
-                PermissionDenied | ReadOnlyFilesystem => ChangeError::ReadOnly(message),
-                _ => ChangeError::Outside(message),
-            }
-        })
+        written.map_err(|error| not_written(&self.place.folder.join(file), &error))
     }
 
     /// Takes up what is saved in the folder, for as long as it runs.
@@ -431,6 +424,15 @@ impl Engine {
     }
 }
 
+fn not_written(path: &Path, error: &std::io::Error) -> ChangeError {
+    use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+    let message = format!("{}: {error}", path.display());
+    match error.kind() {
+        PermissionDenied | ReadOnlyFilesystem => ChangeError::ReadOnly(message),
+        _ => ChangeError::Outside(message),
+    }
+}
+
 /// The topics of all tables.
 pub(super) fn topics(planned: &Planned, place: &Place) -> Vec<TopicSpec> {
     let mut topics = program::system_topics();
@@ -473,4 +475,28 @@ fn with_text(running: &Running, name: &str, text: &str) -> Files {
 fn is_name(name: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
     (1..=100).contains(&name.len()) && !name.starts_with('.') && name.chars().all(allowed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+
+    use super::*;
+
+    #[test]
+    fn a_folder_that_takes_no_file_is_told_from_a_full_disk() {
+        let error = |kind: ErrorKind| not_written(Path::new("sql/a.sql"), &kind.into());
+        for kind in [ErrorKind::PermissionDenied, ErrorKind::ReadOnlyFilesystem] {
+            assert!(matches!(error(kind), ChangeError::ReadOnly(message) if message.contains("sql/a.sql")));
+        }
+        assert!(matches!(error(ErrorKind::StorageFull), ChangeError::Outside(_)));
+    }
+
+    #[test]
+    fn a_name_is_fit_for_a_file_and_an_address() {
+        assert!(is_name("emoji_counts") && is_name("a.b-c") && is_name(&"x".repeat(100)));
+        for name in ["", ".", "..", ".hidden", "a/b", "a b", "ä", &"x".repeat(101)] {
+            assert!(!is_name(name), "{name}");
+        }
+    }
 }

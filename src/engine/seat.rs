@@ -41,44 +41,49 @@ impl Seat {
         settings: &Settings,
         tasks: &Tasks,
     ) -> Result<Self, LogError> {
+        let (tell, failure) = watch::channel(None);
+        let seat = Self { engine: Arc::default(), failure };
+        let (log, settings, tasks) = (Arc::clone(log), settings.clone(), tasks.clone());
         let first = log.lease(LEASE).await?;
-        Ok(Self::begin(log, place, settings, tasks, |candidate, seat| async move {
-            candidate.stand(&seat, first).await
-        }))
+        let candidate = Candidate { log, place, settings, tasks: tasks.clone() };
+        let taken = seat.clone();
+        tasks.spawn(async move {
+            if let Err(error) = candidate.stand(&taken, first).await {
+                tell.send_replace(Some(Arc::new(error)));
+            }
+        });
+        Ok(seat)
     }
 
     /// Runs the queries at once, whoever ran them before, and stands by for nobody: for a process that is alone. When
     /// another one fences it, its queries stay so.
-    pub fn occupy(log: &Arc<dyn Log>, place: Place, settings: &Settings, tasks: &Tasks) -> Self {
-        Self::begin(
-            log,
-            place,
-            settings,
-            tasks,
-            |candidate, seat| async move { candidate.occupy(&seat).await },
-        )
-    }
-
-    fn begin<F>(
+    ///
+    /// # Errors
+    /// When they cannot be started.
+    pub async fn occupy(
         log: &Arc<dyn Log>,
         place: Place,
         settings: &Settings,
         tasks: &Tasks,
-        run: impl FnOnce(Candidate, Self) -> F,
-    ) -> Self
-    where
-        F: Future<Output = Result<(), EngineError>> + Send + 'static,
-    {
-        let (tell, failure) = watch::channel(None);
-        let seat = Self { engine: Arc::default(), failure };
-        let (log, settings, tasks) = (Arc::clone(log), settings.clone(), tasks.clone());
-        let running = run(Candidate { log, place, settings, tasks: tasks.clone() }, seat.clone());
+    ) -> Result<Self, EngineError> {
+        let (lease, running) = (log::alone(), tasks.child());
+        let engine = Engine::start(log, &lease, Source::Folder, place, settings, &running).await?;
+        let (_, failure) = watch::channel(None);
+        let seat = Self { engine: Arc::new(Mutex::new(Some(engine))), failure };
+        let (occupied, token) = (seat.clone(), tasks.token());
         tasks.spawn(async move {
-            if let Err(error) = running.await {
-                tell.send_replace(Some(Arc::new(error)));
-            }
+            token.cancelled().await;
+            occupied.leave(&running).await;
         });
-        seat
+        Ok(seat)
+    }
+
+    /// Ends the queries.
+    async fn leave(&self, running: &Tasks) {
+        *lock(&self.engine) = None;
+        if !running.stop(END).await {
+            tracing::warn!("a query did not end in time; what it still tries is fenced");
+        }
     }
 
     /// The engine, when this process runs the queries.
@@ -123,25 +128,6 @@ impl Candidate {
         }
     }
 
-    async fn occupy(&self, seat: &Seat) -> Result<(), EngineError> {
-        let (lease, running) = (log::alone(), self.tasks.child());
-        let started = self.start(&lease, Source::Folder, &running);
-        let started = self.tasks.token().run_until_cancelled_owned(started).await;
-        if let Some(engine) = started.transpose()? {
-            *lock(&seat.engine) = Some(engine);
-            self.tasks.cancelled().await;
-        }
-        self.end(seat, &running).await;
-        Ok(())
-    }
-
-    async fn end(&self, seat: &Seat, running: &Tasks) {
-        *lock(&seat.engine) = None;
-        if !running.stop(END).await {
-            tracing::warn!("a query did not end in time; what it still tries is fenced");
-        }
-    }
-
     /// Runs the queries until the lease is lost, another process fences one of them, or the process is to end.
     async fn run(&self, seat: &Seat, lease: &Arc<dyn Lease>, source: Source) -> Result<(), EngineError> {
         let running = self.tasks.child();
@@ -158,7 +144,7 @@ impl Candidate {
                 () = self.tasks.cancelled() => {}
             }
         }
-        self.end(seat, &running).await;
+        seat.leave(&running).await;
         Ok(())
     }
 

@@ -59,3 +59,88 @@ async fn first_stamp(
     let batch = reader.read(1, READ_WAIT).await?;
     Ok(batch.records.first().map(|record| record.timestamp_ms))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::log::embedded::{EmbeddedLog, Settings};
+    use crate::log::{NewRecord, Retention, TopicSpec};
+    use crate::reaction::checkpoint::Position;
+    use crate::reaction::figures::Figures;
+    use crate::sql::{SqlFile, plan_program};
+
+    const TOLERANCE_MS: i64 = 50;
+
+    fn query() -> CompiledQuery {
+        let file = |name: &str, text: &str| SqlFile { name: name.to_owned(), text: text.to_owned() };
+        let counts = include_str!("../../sql/emoji_counts.sql").replace("2 seconds", "100 milliseconds");
+        let files =
+            [file("tables.sql", include_str!("../../sql/tables.sql")), file("emoji_counts.sql", &counts)];
+        CompiledQuery::compile(&plan_program(&files).unwrap().queries[0]).unwrap()
+    }
+
+    /// A log with ten records on one partition, some milliseconds apart, and their stamps.
+    async fn log(dir: &std::path::Path) -> (Arc<EmbeddedLog>, Vec<i64>) {
+        let log = EmbeddedLog::open(dir, Settings::default()).unwrap();
+        let retention = Retention::Age(Duration::from_secs(3600));
+        let spec =
+            TopicSpec { name: "reactions".to_owned(), partitions: 1, retention, log_append_time: false };
+        log.create_topics(&[spec]).await.unwrap();
+        for _ in 0..10 {
+            let record = NewRecord { value: Some(Bytes::from_static(b"x")), ..NewRecord::default() };
+            log.append("reactions", 0, vec![record]).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        }
+        let mut reader = log.reader("reactions", 0, 0).await.unwrap();
+        let batch = reader.read(1 << 20, READ_WAIT).await.unwrap();
+        (log, batch.records.iter().map(|record| record.timestamp_ms).collect())
+    }
+
+    async fn started(log: &EmbeddedLog, emitted_ms: i64, seen: i64) -> Start {
+        let checkpoint = Checkpoint {
+            query: "emoji_counts".to_owned(),
+            version: 1,
+            fingerprint: "another".to_owned(),
+            topic: "reactions".to_owned(),
+            emitted: Some(emitted_ms * NS_PER_MS),
+            partitions: vec![Position { resume: seen, seen, watermark: None }],
+            figures: Figures::default(),
+            gap: None,
+        };
+        let (query, ranges) = (query(), log.describe("reactions").await.unwrap().unwrap());
+        start(log, &query, &checkpoint, emitted_ms * NS_PER_MS, &ranges, TOLERANCE_MS).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn it_reads_from_the_first_record_that_may_hold_a_row_of_its_windows() {
+        let dir = tempfile::tempdir().unwrap();
+        let (log, stamps) = log(dir.path()).await;
+        let boundary = stamps[8] - stamps[8].rem_euclid(100);
+        let first = stamps.iter().position(|stamp| *stamp >= boundary - TOLERANCE_MS).unwrap() as i64;
+        let start = started(&log, boundary, 9).await;
+        assert_eq!((start.emitted, start.gap), (Some(boundary * NS_PER_MS), None));
+        assert_eq!(start.positions[0], Position { resume: first, seen: 9, watermark: None });
+        assert!(start.begins_account && first > 0 && first < 9);
+        // What the old version has not read is read in any case.
+        assert_eq!(started(&log, boundary, 1).await.positions[0].resume, 1);
+        log.close().await;
+    }
+
+    #[tokio::test]
+    async fn what_is_gone_from_the_log_is_a_gap_and_no_window_is_emitted_in_part() {
+        let dir = tempfile::tempdir().unwrap();
+        let (log, stamps) = log(dir.path()).await;
+        log.trim("reactions", 0, 6).await.unwrap();
+        let emitted = stamps[1] - stamps[1].rem_euclid(100);
+        let start = started(&log, emitted, 6).await;
+        let whole = stamps[6] + TOLERANCE_MS;
+        let first_window = whole + (100 - whole.rem_euclid(100)) % 100;
+        let gap = Gap { from: emitted * NS_PER_MS, to: first_window * NS_PER_MS };
+        assert_eq!((start.gap, start.emitted), (Some(gap), Some(first_window * NS_PER_MS)));
+        log.close().await;
+    }
+}

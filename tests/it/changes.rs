@@ -222,6 +222,7 @@ async fn an_edit_above_the_cut_goes_on_without_a_gap_and_only_one_editor_is_firs
     factors.dedup();
     assert_eq!(factors, [1, 2]);
     assert_eq!(saved(&dir), doubled);
+    assert_eq!(up.json(QUERY).await["version"], 2, "the file that PUT wrote is not taken up again");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -385,7 +386,8 @@ async fn a_deleted_query_stops_and_its_results_stay() {
     assert!(after == at_the_end && after.len() >= before.len(), "nothing more, and nothing less");
     // Put again, it goes on where it stopped: what came meanwhile is counted, and nothing twice.
     busy.tell.send_replace(Some(up.url("")));
-    let (status, _, report) = send(&up, Method::PUT, QUERY, &plain("1 second"), HeaderMap::new()).await;
+    let (status, _, report) =
+        send(&up, Method::PUT, QUERY, &plain("500 milliseconds"), HeaderMap::new()).await;
     assert_eq!((status, &report["version"]), (201, &json!(1)));
     busy.go_on(&up).await;
     let ledger = busy.stop().await;

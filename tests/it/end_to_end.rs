@@ -1,5 +1,6 @@
 //! What a user does with the program, in the order of the README, against the real binary.
 
+use std::path::Path;
 use std::time::Duration;
 
 use emostream::clock::wall_ns;
@@ -67,21 +68,24 @@ async fn next_message(stream: &mut Response, text: &mut String) -> (LiveMessage,
 }
 
 /// A `curl` line of the README as a request to `process` instead.
-fn curl(process: &Running, line: &str) -> reqwest::RequestBuilder {
-    let (mut url, mut body, mut headers) = (None, None, Vec::new());
+/// Files that it names are those in `dir`.
+fn curl(process: &Running, dir: &Path, line: &str) -> reqwest::RequestBuilder {
+    let (mut url, mut body, mut headers, mut file) = (None, None, Vec::new(), None);
     let mut words = shell_words(line).into_iter().skip(1);
     while let Some(word) = words.next() {
         match word.as_str() {
             "-N" => {}
             "-d" => body = words.next(),
+            "-T" => file = words.next().map(|file| std::fs::read_to_string(dir.join(file)).unwrap()),
             "-H" => headers.extend(words.next()),
             _ => url = word.strip_prefix("http://127.0.0.1:8080").map(|path| process.url(path)),
         }
     }
     let url = url.unwrap_or_else(|| panic!("no address in {line}"));
-    let request = match body {
-        Some(body) => Client::new().post(url).body(body),
-        None => Client::new().get(url),
+    let request = match (body, file) {
+        (Some(body), _) => Client::new().post(url).body(body),
+        (None, Some(file)) => Client::new().put(url).body(file),
+        (None, None) => Client::new().get(url),
     };
     headers.iter().fold(request, |request, header| {
         let (name, value) = header.split_once(": ").expect("a header");
@@ -104,27 +108,33 @@ fn shell_words(line: &str) -> Vec<String> {
 #[tokio::test]
 async fn the_curl_lines_of_the_readme_do_what_they_say() {
     let lines: Vec<&str> = README.lines().filter(|line| line.starts_with("curl ")).collect();
-    let [send, watch, read, account] = lines[..] else { panic!("other curl lines than these: {lines:?}") };
+    let [send, watch, read, account, change, versions] = lines[..] else {
+        panic!("other curl lines than these: {lines:?}")
+    };
     let dir = tempfile::tempdir().unwrap();
     let up = Running::up(dir.path(), &[]);
     up.ready().await;
-    let mut live = curl(&up, watch).send().await.unwrap();
-    let sent = curl(&up, send).send().await.unwrap();
+    let mut live = curl(&up, dir.path(), watch).send().await.unwrap();
+    let sent = curl(&up, dir.path(), send).send().await.unwrap();
     assert_eq!(sent.status(), 202);
     let (message, _) = next_message(&mut live, &mut String::new()).await;
     let rows = serde_json::to_value(&message.rows).unwrap();
     assert_eq!(rows, json!([{"emoji_type": "🎉", "count": 1, "scaled": 1}]));
     let windows = up.windows("emoji_counts", |windows| !windows.is_empty()).await;
-    let page: Value = curl(&up, read).send().await.unwrap().json().await.unwrap();
+    let page: Value = curl(&up, dir.path(), read).send().await.unwrap().json().await.unwrap();
     assert_eq!(page["windows"], Value::from(windows.clone()));
     assert_eq!(windows[0]["start"], format_rfc3339(message.window.start));
     assert_eq!(windows[0]["rows"][0]["emoji_type"], "🎉");
-    let account: Value = curl(&up, account).send().await.unwrap().json().await.unwrap();
+    let account: Value = curl(&up, dir.path(), account).send().await.unwrap().json().await.unwrap();
     let figures = &account["queries"][0];
     assert_eq!(
         (&figures["accepted"], &figures["counted"], &figures["open"]),
         (&json!(1), &json!(1), &json!(0))
     );
+    let put = curl(&up, dir.path(), change).send().await.unwrap();
+    assert_eq!((put.status().as_u16(), put.headers()["etag"].to_str().unwrap()), (200, "\"1\""), "as it was");
+    let versions: Value = curl(&up, dir.path(), versions).send().await.unwrap().json().await.unwrap();
+    assert_eq!((&versions["versions"][0]["version"], &versions["versions"][1]), (&json!(1), &Value::Null));
 }
 
 #[tokio::test]

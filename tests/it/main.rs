@@ -19,5 +19,6 @@ mod pipeline;
 mod publish;
 mod simulate;
 mod sql;
+mod standby;
 mod support;
 mod tables;
