@@ -3,7 +3,7 @@
 //! A change is planned whole against the running tables and refused whole. The file is written before the log, so that a
 //! crash between the two leaves an edit that the next start takes up, never a program that the folder would take back.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use super::slot::{Failed, Slot};
 use super::worker::{QueryReport, lock, writer_id};
 use super::{Engine, Place, Running, blocking, folder, plan};
 use crate::clock;
-use crate::log::program::{self, ProgramView, VersionEntry};
+use crate::log::program::{self, VersionEntry};
 use crate::log::{LogError, TopicSpec};
 use crate::sql::Diagnostic;
 
@@ -88,7 +88,7 @@ pub enum VersionState {
 }
 
 /// What an editor wants of a query's file.
-enum Edit {
+pub(super) enum Edit {
     Write(String),
     Remove,
 }
@@ -202,7 +202,11 @@ impl Engine {
     }
 
     /// Plans against what runs. `must` is the query that has to come out of it.
-    async fn prepare(&self, files: &Files, must: Option<&str>) -> Result<Planned, Vec<Diagnostic>> {
+    pub(super) async fn prepare(
+        &self,
+        files: &Files,
+        must: Option<&str>,
+    ) -> Result<Planned, Vec<Diagnostic>> {
         let planned = plan(&self.place.folder, files.clone()).await?;
         if let Some(name) = must.filter(|name| !planned.queries.contains_key(*name)) {
             let file = self.place.folder.join(file_of(name)).display().to_string();
@@ -214,7 +218,7 @@ impl Engine {
     }
 
     /// Makes a prepared program the running one.
-    async fn make(
+    pub(super) async fn make(
         &self,
         planned: Planned,
         edit: Option<(&str, Edit)>,
@@ -304,88 +308,6 @@ impl Engine {
         written.map_err(|error| not_written(&self.place.folder.join(file), &error))
     }
 
-    /// Takes up what is saved in the folder, for as long as it runs.
-    pub(super) async fn follow_folder(&self) {
-        let (mut taken, mut pending) = (folder::Stamps::new(), None);
-        loop {
-            tokio::time::sleep(folder::LOOK_EVERY).await;
-            let looked = self.place.folder.clone();
-            let Ok(now) = blocking(move || folder::stamps(&looked)).await else { continue };
-            if now == taken {
-                continue;
-            }
-            if pending.as_ref() != Some(&now) {
-                pending = Some(now);
-                continue;
-            }
-            match self.take_up_folder().await {
-                Ok(()) => taken = now,
-                Err(error) => tracing::warn!(%error, "an edit in the SQL folder waits"),
-            }
-        }
-    }
-
-    /// Applies what was edited since the last look: the folder as a whole if that plans, else what changed in it.
-    ///
-    /// # Errors
-    /// When it has to be tried again. An edit that does not plan is no error: it is reported where it belongs.
-    async fn take_up_folder(&self) -> Result<(), ChangeError> {
-        let mut seen = self.changing.lock().await;
-        let read = self.place.folder.clone();
-        let now = blocking(move || folder::read(&read)).await;
-        let now = now.map_err(|error| ChangeError::Outside(error.to_string()))?;
-        if now == *seen {
-            return Ok(());
-        }
-        let program = self.program();
-        let whole = without_rolled_back(&program.view, &now);
-        let changed = folder::edited(&program.planned.files, &seen, &now);
-        let planned = match self.prepare(&whole, None).await {
-            Err(_) if changed != whole => self.prepare(&changed, None).await,
-            planned => planned,
-        };
-        match planned {
-            Ok(planned) => {
-                for warning in &planned.warnings {
-                    tracing::warn!("{warning}");
-                }
-                self.make(planned, None, &mut seen).await?;
-                tracing::info!(folder = %self.place.folder.display(), "the SQL was edited");
-            }
-            Err(diagnostics) => self.tell_refused(&diagnostics, &seen, &now),
-        }
-        self.forget_notes(&now);
-        *seen = now;
-        Ok(())
-    }
-
-    /// An edit that is not taken up is told in the log and at the queries it is about.
-    fn tell_refused(&self, diagnostics: &[Diagnostic], seen: &Files, now: &Files) {
-        let all: Vec<String> = diagnostics.iter().map(ToString::to_string).collect();
-        let message = format!("an edit is not taken up:\n{}", all.join("\n"));
-        tracing::error!("{message}");
-        for name in self.names() {
-            let file = file_of(&name);
-            let is_edited = now.get(&file) != seen.get(&file);
-            let is_named = diagnostics.iter().any(|found| found.file.ends_with(&file));
-            if let Some(slot) = self.slot(&name).filter(|_| is_edited || is_named) {
-                slot.note(Some(message.clone()));
-            }
-        }
-    }
-
-    /// A query whose file is what runs has nothing to tell any more.
-    fn forget_notes(&self, now: &Files) {
-        let running = self.program();
-        for name in self.names() {
-            let file = file_of(&name);
-            let is_as_it_runs = now.get(&file) == running.planned.files.get(&file);
-            if let Some(slot) = self.slot(&name).filter(|_| is_as_it_runs) {
-                slot.note(None);
-            }
-        }
-    }
-
     /// Puts back the versions that ran before those that fail, for as long as it runs.
     pub(super) async fn roll_back_what_fails(&self, mut failed: mpsc::Receiver<Failed>) {
         while let Some(failed) = failed.recv().await {
@@ -439,30 +361,6 @@ pub(super) fn topics(planned: &Planned, place: &Place) -> Vec<TopicSpec> {
     let with_topic = planned.tables.iter().filter(|table| !table.topic.is_empty());
     topics.extend(with_topic.map(|table| program::table_topic(table, place.partitions, place.retention)));
     topics
-}
-
-/// The files, but where the last edit of a query failed and is still there, with the text that runs.
-pub(super) fn without_rolled_back(view: &ProgramView, files: &Files) -> Files {
-    let mut files = files.clone();
-    for (name, running) in &view.queries {
-        if let Some(text) = files.get_mut(&file_of(name))
-            && view.rolled_back(name).is_some_and(|failed| failed.text == *text)
-        {
-            running.text.clone_into(text);
-        }
-    }
-    files
-}
-
-/// A folder that is not what runs is worth a word: it counts only from its next edit on.
-pub(super) fn warn_of_differences(folder: &Path, here: &Files, running: &Files) {
-    let names: BTreeSet<&String> = here.keys().chain(running.keys()).collect();
-    let differing: Vec<&str> =
-        names.into_iter().filter(|name| here.get(*name) != running.get(*name)).map(String::as_str).collect();
-    if !differing.is_empty() {
-        let (folder, files) = (folder.display(), differing.join(", "));
-        tracing::warn!(%folder, files, "the program that ran before goes on; these files here differ from it");
-    }
 }
 
 fn with_text(running: &Running, name: &str, text: &str) -> Files {

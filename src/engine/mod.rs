@@ -10,6 +10,10 @@
 //! The core ([`watermark`], [`window`], `aggregate`, [`partition`], [`closing`]) is pure: records, times and boundaries
 //! are arguments. [`worker`] is the shell that reads, waits and commits. The SQL is cut at its window (`sql::cut`):
 //! below, compiled expressions run record by record; above, each closed window is an ordinary DataFusion query.
+//!
+//! Around it, queries change while they run: a [`Seat`] runs the [`Engine`] while this process holds the lease; a slot per
+//! query brings one version after the other to run (`slot`), by the arithmetic of [`change`]; texts come over HTTP
+//! ([`routes`], `edit`) or from the folder (`follow`).
 
 mod above;
 mod aggregate;
@@ -20,6 +24,7 @@ mod defaults;
 mod edit;
 mod expression;
 mod folder;
+mod follow;
 mod groups;
 pub mod partition;
 mod planned;
@@ -150,10 +155,10 @@ impl Engine {
         let before = program::read(log.as_ref()).await?;
         let files = match source {
             Source::Log if !before.files.is_empty() => {
-                edit::warn_of_differences(&place.folder, &seen, &before.files);
+                follow::warn_of_differences(&place.folder, &seen, &before.files);
                 before.files.clone()
             }
-            _ => edit::without_rolled_back(&before, &seen),
+            _ => follow::without_rolled_back(&before, &seen),
         };
         let planned = plan(&place.folder, files).await.map_err(EngineError::Refused)?;
         log.create_topics(&edit::topics(&planned, &place)).await?;

@@ -158,14 +158,15 @@ impl Partition {
         match decoded {
             Ok(rows) => {
                 let total = rows.len() as u64;
-                let (before, open) = (self.account, self.open());
+                let before = self.account;
+                let refilled_from = (!fresh && self.begins_account).then(|| self.open());
                 self.take_in(&rows, record)?;
                 if fresh {
                     self.account.accepted += declared.unwrap_or(total);
                 } else {
                     self.account = before;
                 }
-                if !fresh && self.begins_account {
+                if let Some(open) = refilled_from {
                     self.account.accepted += self.open() - open;
                 }
                 Ok(None)

@@ -154,7 +154,10 @@ impl Slot {
                         if let (Some(reason), Some(to)) = (reason, proven.take()) {
                             let (query, version) = (running.compiled().name.clone(), current.number);
                             // Nobody listens only while the process ends.
-                            failures.send(Failed { query, version, to, reason }).await.ok();
+                            tokio::select! {
+                                () = self.stop.cancelled() => break,
+                                _ = failures.send(Failed { query, version, to, reason }) => {}
+                            }
                         }
                     }
                 }

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use crate::support::binary::Running;
 use crate::support::books::{self, ClosedWindow};
+use crate::support::kafka::Broker;
 use crate::support::load::{Ledger, Load, Outcome, Sent};
 
 const QUERY: &str = "/v1/queries/by_request";
@@ -227,8 +228,18 @@ async fn an_edit_above_the_cut_goes_on_without_a_gap_and_only_one_editor_is_firs
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_window_takes_over_at_a_common_boundary_and_any_version_can_be_put_back() {
+    another_window_and_back(&[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_window_takes_over_at_a_common_boundary_on_kafka_too() {
+    let broker = Broker::start();
+    another_window_and_back(&["--kafka", &broker.address]).await;
+}
+
+async fn another_window_and_back(args: &[&str]) {
     let dir = program(&plain("1 second"));
-    let up = Running::up(dir.path(), &[]);
+    let up = Running::up(dir.path(), args);
     let busy = Busy::start(&up).await;
     assert_eq!(put(&up, &plain("2 seconds")).await["version"], 2);
     up.poll(QUERY, |query| query["state"] == "running").await;
