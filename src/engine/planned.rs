@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::change;
 use super::compile::CompiledQuery;
 use crate::log::program::{ProgramView, QueryEntry};
-use crate::reaction::table::{Table, TableKind};
+use crate::reaction::table::{Connector, Table, TableKind};
 use crate::sql::{self, Diagnostic, Severity, SqlFile};
 
 /// The files' texts by name without folder.
@@ -59,6 +59,11 @@ impl Planned {
         if !program.tables.iter().any(|table| table.kind == TableKind::Source) {
             let message = "no file declares a source table (CREATE TABLE … WITH (type = 'source', …))";
             return Err(vec![at_start(folder.display().to_string(), message, "")]);
+        }
+        if let Some(table) = program.tables.iter().find(|table| table.with.connector != Connector::Kafka) {
+            let message =
+                format!("table '{}' is not in the log: only connector 'kafka' runs here", table.name);
+            return Err(vec![Diagnostic { message, ..place_of(files, folder, &table.name) }]);
         }
         let (mut queries, mut refused) = (BTreeMap::new(), Vec::new());
         for query in &program.queries {
