@@ -15,9 +15,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::array::{ArrayRef, RecordBatch, StringArray, TimestampNanosecondArray};
-use emostream::engine::{Engine, Settings};
+use emostream::engine::{Place, Seat, Settings};
 use emostream::log::codec::RecordCodec;
-use emostream::log::program::{ProgramView, system_topics, table_topic};
+use emostream::log::program::{system_topics, table_topic};
 use emostream::log::{Log, NewRecord};
 use emostream::shutdown::Tasks;
 use emostream::sql::{Program, SqlFile, plan_program};
@@ -25,6 +25,10 @@ use tokio::time::Instant;
 
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
+const FILES: [(&str, &str); 2] = [
+    ("tables.sql", include_str!("../sql/tables.sql")),
+    ("emoji_counts.sql", include_str!("../sql/emoji_counts.sql")),
+];
 const PARTITIONS: u32 = 3;
 const ROWS_PER_SECOND: i64 = 10_000;
 
@@ -49,7 +53,7 @@ async fn main() -> Result<(), AnyError> {
     let began = Instant::now();
     let bytes = fill(log.as_ref(), &program, rows, record_rows).await?;
     eprintln!("filled {rows} rows in {:.1?}, {:.1} bytes a row", began.elapsed(), bytes as f64 / rows as f64);
-    measure(&log, &program, rows, record_rows).await
+    measure(&log, rows, record_rows).await
 }
 
 async fn open(kafka: Option<&String>, folder: &std::path::Path) -> Result<Arc<dyn Log>, AnyError> {
@@ -64,11 +68,7 @@ async fn open(kafka: Option<&String>, folder: &std::path::Path) -> Result<Arc<dy
 }
 
 fn program() -> Result<Program, AnyError> {
-    let file = |name: &str, text: &str| SqlFile { name: name.to_owned(), text: text.to_owned() };
-    let files = [
-        file("tables.sql", include_str!("../sql/tables.sql")),
-        file("emoji_counts.sql", include_str!("../sql/emoji_counts.sql")),
-    ];
+    let files = FILES.map(|(name, text)| SqlFile { name: name.to_owned(), text: text.to_owned() });
     plan_program(&files).map_err(|found| format!("{found:?}").into())
 }
 
@@ -118,18 +118,22 @@ async fn fill(log: &dyn Log, program: &Program, rows: usize, record_rows: usize)
     Ok(bytes)
 }
 
-async fn measure(
-    log: &Arc<dyn Log>,
-    program: &Program,
-    rows: usize,
-    record_rows: usize,
-) -> Result<(), AnyError> {
+async fn measure(log: &Arc<dyn Log>, rows: usize, record_rows: usize) -> Result<(), AnyError> {
     let tasks = Tasks::new();
     let (began, cpu_before) = (Instant::now(), cpu_seconds()?);
-    let engine = Engine::start(log, program, &ProgramView::default(), &Settings::default(), &tasks)?;
-    let query = engine.queries().values().next().ok_or("no query")?;
+    let sql = tempfile::tempdir()?;
+    for (name, text) in FILES {
+        std::fs::write(sql.path().join(name), text)?;
+    }
+    let place = Place {
+        folder: sql.path().to_owned(),
+        partitions: PARTITIONS,
+        retention: Duration::from_secs(86_400),
+    };
+    let seat = Seat::occupy(log, place, &Settings::default(), &tasks).await?;
+    let engine = seat.engine().ok_or("no engine")?;
     loop {
-        let report = query.report().await?;
+        let report = engine.report("emoji_counts").await?.ok_or("no query")?;
         let done =
             report.figures.counted as usize + report.figures.open as usize >= rows && report.lag_records == 0;
         if done && report.figures.accepted as usize >= rows {

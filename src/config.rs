@@ -89,6 +89,9 @@ pub enum LogKind {
 pub struct HttpSettings {
     /// Listening on an address that other machines reach is allowed although nobody is asked who they are.
     pub allow_public: bool,
+    /// Pages of these origins may change queries too (`https://dashboard.example`), besides those served here and by
+    /// `http://localhost` on any port.
+    pub origins: Vec<String>,
 }
 
 /// What can be wrong with settings. The message is for the operator.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::Json;
 pub use axum::Router;
-use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 pub use axum::routing::MethodFilter;
 use axum::routing::{get, on};
@@ -91,6 +91,57 @@ impl IntoResponse for Problem {
     }
 }
 
+/// From which pages a browser may change things: of the same origin, of `http://localhost` on any port, and of those
+/// that the settings name. Programs that are no browsers send no `Origin`.
+#[derive(Clone, Debug, Default)]
+pub struct Origins {
+    allowed: Arc<Vec<String>>,
+}
+
+impl Origins {
+    /// `allowed` as a browser writes them: `https://dashboard.example`.
+    pub fn new(allowed: &[String]) -> Self {
+        let allowed = allowed.iter().map(|origin| origin.trim_end_matches('/').to_ascii_lowercase());
+        Self { allowed: Arc::new(allowed.collect()) }
+    }
+
+    /// Whether a request that changes something may be answered.
+    ///
+    /// # Errors
+    /// 403 for another origin; and for a `Host` that is a foreign name, because a page whose name was made to point
+    /// here would be of the same origin.
+    pub fn check(&self, headers: &HeaderMap) -> Result<(), Problem> {
+        let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        let host = text(header::HOST).unwrap_or_default().to_ascii_lowercase();
+        let refused = |what: String| {
+            let detail = format!("{what} may not change anything here; [http] origins allows more");
+            Err(Problem::new(StatusCode::FORBIDDEN, "foreign-origin", detail))
+        };
+        let named =
+            self.allowed.iter().any(|origin| origin.split_once("://").is_some_and(|(_, name)| name == host));
+        if !named && !is_own_name(&host) {
+            return refused(format!("a request to the host '{host}'"));
+        }
+        let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
+        let origin = origin.to_str().unwrap_or_default().to_ascii_lowercase();
+        let is_same = origin.split_once("://").is_some_and(|(_, name)| name == host);
+        let is_local = origin == "http://localhost" || origin.starts_with("http://localhost:");
+        if is_same || is_local || self.allowed.contains(&origin) {
+            return Ok(());
+        }
+        refused(format!("a page of '{origin}'"))
+    }
+}
+
+/// An address, or the name that every machine has for itself: what no foreign page can be served under.
+fn is_own_name(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    name == "localhost" || name.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok()
+}
+
 /// One reason why a role is able to serve, or not yet: a name, and a closure that says what is missing.
 type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
@@ -98,7 +149,11 @@ type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 #[derive(Clone, Default)]
 pub struct Readiness {
     checks: Arc<Mutex<Vec<(&'static str, Check)>>>,
+    notes: Arc<Mutex<Vec<Note>>>,
 }
+
+/// Something worth saying beside whether it is ready.
+type Note = Arc<dyn Fn() -> Option<String> + Send + Sync>;
 
 impl Readiness {
     /// A list without checks: ready.
@@ -109,6 +164,16 @@ impl Readiness {
     /// Adds a check; `check` says what is missing, and must not block.
     pub fn add(&self, name: &'static str, check: impl Fn() -> Result<(), String> + Send + Sync + 'static) {
         self.lock().push((name, Arc::new(check)));
+    }
+
+    /// Adds what `/readyz` also says, when there is something to say; must not block.
+    pub fn say(&self, note: impl Fn() -> Option<String> + Send + Sync + 'static) {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::new(note));
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        notes.iter().filter_map(|note| note()).collect()
     }
 
     /// What is missing, as `name: reason`; empty when ready.
@@ -130,7 +195,12 @@ pub fn role_router(calls: Router, readiness: Readiness) -> Router {
     let ready = move || async move {
         let missing = readiness.missing();
         let status = if missing.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        (status, Json(serde_json::json!({"ready": missing.is_empty(), "missing": missing})))
+        (
+            status,
+            Json(
+                serde_json::json!({"ready": missing.is_empty(), "missing": missing, "notes": readiness.notes()}),
+            ),
+        )
     };
     let metrics =
         || async { ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], telemetry::metrics_text()) };
@@ -199,5 +269,39 @@ impl<L: Listener<Io = TcpStream>> Listener for Guarded<L> {
 
     fn local_addr(&self) -> std::io::Result<Self::Addr> {
         self.0.local_addr()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(host: &str, origin: Option<&str>) -> bool {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::HOST, HeaderValue::from_str(host).unwrap());
+        if let Some(origin) = origin {
+            headers.insert(header::ORIGIN, HeaderValue::from_str(origin).unwrap());
+        }
+        Origins::new(&["https://board.example/".to_owned()]).check(&headers).is_ok()
+    }
+
+    #[test]
+    fn a_page_may_change_something_only_where_it_was_served_or_is_allowed() {
+        assert!(check("127.0.0.1:8080", None) && check("localhost:8080", None) && check("[::1]:8080", None));
+        assert!(check("127.0.0.1:8080", Some("http://127.0.0.1:8080")));
+        assert!(check("127.0.0.1:8080", Some("http://localhost:3000")));
+        assert!(check("127.0.0.1:8080", Some("https://board.example")));
+        assert!(!check("127.0.0.1:8080", Some("https://evil.example")));
+        assert!(!check("127.0.0.1:8080", Some("http://localhost.evil.example")));
+        assert!(!check("127.0.0.1:8080", Some("null")));
+    }
+
+    #[test]
+    fn a_foreign_name_that_points_here_is_refused() {
+        assert!(check("board.example", Some("https://board.example")));
+        assert!(!check("evil.example:8080", Some("http://evil.example:8080")));
+        assert!(
+            !check("evil.example", None) && !check("127.0.0.1.evil.example:80", None) && !check("", None)
+        );
     }
 }

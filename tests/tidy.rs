@@ -52,6 +52,7 @@ const PURE: &[&str] = &[
     "src/engine/expression",
     "src/engine/closing",
     "src/log/codec/",
+    "src/engine/change",
     "src/engine/sink",
     "src/publish/gather",
     "src/publish/history",

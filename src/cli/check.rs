@@ -8,7 +8,7 @@ use super::Failure;
 use crate::config;
 use crate::reaction::table::{Table, TableKind};
 use crate::sql::files::{TABLES_FILE, load_file, load_folder};
-use crate::sql::{Diagnostic, Program, SqlFile, plan_program_with, warning_at_watermark};
+use crate::sql::{Diagnostic, Program, SqlFile, explain, plan_program_with, warning_at_watermark};
 
 /// Plans the SQL and reports every error with its file, line and column.
 #[derive(Debug, clap::Args)]
@@ -22,6 +22,9 @@ pub struct CheckArgs {
     /// Settings in TOML, which some warnings depend on; the environment (EMOSTREAM__SECTION__KEY) wins over it.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Also print what lies below, at and above the cut of every query.
+    #[arg(long)]
+    pub explain: bool,
     /// How to print the findings.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
@@ -57,8 +60,8 @@ pub fn run(args: &CheckArgs) -> Result<(), Failure> {
         program.warnings.extend(warnings);
     }
     match args.format {
-        Format::Text => print_text(&planned),
-        Format::Json => print_json(&planned),
+        Format::Text => print_text(&planned, args.explain),
+        Format::Json => print_json(&planned, args.explain),
     }
     match planned {
         Ok(_) => Ok(()),
@@ -110,7 +113,7 @@ fn short_delays(program: &Program, files: &[SqlFile], flush_interval_ms: u64) ->
     program.tables.iter().filter(|table| table.kind == TableKind::Source).filter_map(warning).collect()
 }
 
-fn print_text(planned: &Result<Program, Vec<Diagnostic>>) {
+fn print_text(planned: &Result<Program, Vec<Diagnostic>>, explained: bool) {
     let diagnostics = match planned {
         Ok(program) => &program.warnings,
         Err(diagnostics) => diagnostics,
@@ -125,6 +128,9 @@ fn print_text(planned: &Result<Program, Vec<Diagnostic>>) {
                 let windows: Vec<String> = query.cuts.iter().map(|cut| cut.windowing.to_string()).collect();
                 let windows = if windows.is_empty() { "row by row".to_owned() } else { windows.join(", ") };
                 println!("{}: {} → {}, {windows}", query.name, sources.join(", "), sinks.join(", "));
+                if explained {
+                    println!("{}", explain(query));
+                }
             }
             for select in &program.selects {
                 println!("{}: a SELECT on its own, which 'emostream run' prints", select.query.name);
@@ -135,7 +141,7 @@ fn print_text(planned: &Result<Program, Vec<Diagnostic>>) {
     }
 }
 
-fn print_json(planned: &Result<Program, Vec<Diagnostic>>) {
+fn print_json(planned: &Result<Program, Vec<Diagnostic>>, explained: bool) {
     let verdict = match planned {
         Ok(program) => {
             let queries = program.queries.iter().map(|query| {
@@ -144,6 +150,7 @@ fn print_json(planned: &Result<Program, Vec<Diagnostic>>) {
                     "sources": names(&query.sources),
                     "sinks": names(query.sinks()),
                     "windows": query.cuts.iter().map(|cut| cut.windowing.to_string()).collect::<Vec<_>>(),
+                    "plan": explained.then(|| explain(query)),
                 })
             });
             let queries: Vec<_> = queries.collect();

@@ -3,14 +3,15 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::serve::{ServeArgs, never};
+use super::serve::{ServeArgs, log_failure};
 use super::{Failure, program, role};
-use crate::engine::{self, Engine};
-use crate::http::{MethodFilter, not_built_router};
+use crate::engine::{self, Seat};
+use crate::http::Origins;
 
 /// Run the SQL: count reactions into windows (one role of `up`, on Kafka)
 ///
-/// Creates the tables' topics and makes the SQL the running program, from which the other roles learn the tables.
+/// Creates the tables' topics and makes the SQL the running program, from which the other roles learn the tables. A
+/// second process stands by: it takes over within 10 seconds when the first one dies, and at once when that is stopped.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The folder of SQL files [default: ./sql, written when there is none]
@@ -20,28 +21,27 @@ pub struct Args {
     serve: ServeArgs,
 }
 
-/// What `engine` will answer later.
-pub(super) const LATER_CALLS: [(MethodFilter, &str); 2] = [
-    (MethodFilter::PUT.or(MethodFilter::DELETE), "/v1/queries/{name}"),
-    (MethodFilter::POST, "/v1/queries/check"),
-];
-
-/// Runs stage 2.
+/// Runs stage 2, or stands by while another process does.
 ///
 /// # Errors
 /// 1 when the SQL does not plan; otherwise as every role.
 pub fn run(args: Args) -> Result<(), Failure> {
     let settings = args.serve.settings.load()?.settings;
-    let planned = program::load(args.sql.as_deref())?;
+    program::load(args.sql.as_deref())?;
+    let place = program::place(args.sql.as_deref(), &settings);
     role::run(args.serve, settings.clone(), "127.0.0.1:8082", "engine", |start| async move {
-        let running = program::store(&start.log, &planned, &settings).await?;
-        let engine = Engine::start(&start.log, &planned, &running, &settings.engine, &start.process.stages);
-        let engine = engine.map_err(|error| Failure::input(error.to_string()))?;
-        let ready = Arc::clone(&engine);
-        start.readiness.add("engine", move || program::restored(&ready));
+        let seat = Seat::take(&start.log, place, &settings.engine, &start.process.stages);
+        let seat = seat.await.map_err(log_failure)?;
+        let (ready, noted) = (seat.clone(), seat.clone());
+        start.readiness.add("engine", move || program::ready(&ready, true));
+        start.readiness.say(move || match noted.engine() {
+            Some(_) => None,
+            None => Some("engine: standby, another process runs the queries".to_owned()),
+        });
         // Where the results are read is another process: its own /v1/queries waits for them.
         let results_read = Arc::new(|| -> futures::future::BoxFuture<'static, ()> { Box::pin(async {}) });
-        let router = engine::routes::router(engine, results_read).merge(not_built_router(&LATER_CALLS));
-        Ok((router, never()))
+        let failed = program::when_stopped(&seat);
+        let router = engine::routes::router(seat, results_read, Origins::new(&settings.http.origins));
+        Ok((router, failed))
     })
 }

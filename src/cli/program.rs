@@ -1,15 +1,12 @@
 //! The folder of SQL files: read, planned, and made the running program. Only `up` and `engine` do this.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use super::Failure;
-use super::serve::log_failure;
+use super::serve::{Failed, log_failure};
 use crate::config::Settings;
-use crate::engine::Engine;
-use crate::log::Log;
-use crate::log::program::{self, ProgramView, QueryEntry};
-use crate::reaction::table::{Connector, Table, TableKind};
+use crate::engine::{EngineError, Place, Seat};
+use crate::reaction::table::{Connector, TableKind};
 use crate::sql::{self, Program, SqlFile};
 
 /// Where the SQL is when nobody says.
@@ -76,51 +73,43 @@ fn write_first_files(folder: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Creates the tables' topics, then makes the program the running one.
-///
-/// # Errors
-/// When the log does not take it.
-pub(super) async fn store(
-    log: &Arc<dyn Log>,
-    program: &Program,
-    settings: &Settings,
-) -> Result<ProgramView, Failure> {
-    let mut topics = program::system_topics();
-    let (partitions, retention) = (settings.log.partitions, settings.log.retention);
-    let with_topic = program.tables.iter().filter(|table| !table.topic.is_empty());
-    topics.extend(with_topic.map(|table| program::table_topic(table, partitions, retention)));
-    log.create_topics(&topics).await.map_err(log_failure)?;
-    program::store(log.as_ref(), &view(program)).await.map_err(log_failure)
-}
-
-/// For `/readyz`: whether every query has read its checkpoint.
-///
-/// # Errors
-/// Names those that have not.
-pub(super) fn restored(engine: &Engine) -> Result<(), String> {
-    let waiting = engine.queries().iter().filter(|(_, query)| !query.is_restored());
-    let waiting: Vec<&str> = waiting.map(|(name, _)| name.as_str()).collect();
-    if waiting.is_empty() {
-        Ok(())
-    } else {
-        Err(format!("restoring the checkpoint of {}", waiting.join(", ")))
+/// Where the program is, and how its topics are made.
+pub(super) fn place(dir: Option<&Path>, settings: &Settings) -> Place {
+    Place {
+        folder: dir.map_or_else(|| PathBuf::from(DEFAULT_DIR), Path::to_path_buf),
+        partitions: settings.log.partitions,
+        retention: settings.log.retention,
     }
 }
 
-fn view(program: &Program) -> ProgramView {
-    let table = |table: &Table| (table.name.clone(), table.clone());
-    let query = |query: &sql::Query| {
-        let entry = QueryEntry {
-            name: query.name.clone(),
-            text: query.text.clone(),
-            version: 0,
-            sinks: query.sinks().map(|sink| sink.name.clone()).collect(),
-            sources: query.sources.iter().map(|source| source.name.clone()).collect(),
-        };
-        (entry.name.clone(), entry)
-    };
-    ProgramView {
-        tables: program.tables.iter().map(table).collect(),
-        queries: program.queries.iter().map(query).collect(),
+/// Ends when the engine can neither run nor stand by.
+pub(super) fn when_stopped(seat: &Seat) -> Failed {
+    let mut failure = seat.failure();
+    Box::pin(async move {
+        let stopped = failure.wait_for(Option::is_some).await.ok().and_then(|error| error.clone());
+        match stopped.as_deref() {
+            Some(error) => engine_failure(error),
+            None => std::future::pending().await,
+        }
+    })
+}
+
+/// An engine that cannot start.
+pub(super) fn engine_failure(error: &EngineError) -> Failure {
+    match error {
+        EngineError::Log(error) => log_failure(error.clone()),
+        error => Failure::input(error.to_string()),
+    }
+}
+
+/// For `/readyz`: as soon as it runs, and every query has read its checkpoint; or `stands_by` and nothing runs here.
+///
+/// # Errors
+/// Says what is missing.
+pub(super) fn ready(seat: &Seat, stands_by: bool) -> Result<(), String> {
+    match seat.engine() {
+        Some(engine) => engine.restored(),
+        None if stands_by => Ok(()),
+        None => Err("the queries are being started".to_owned()),
     }
 }

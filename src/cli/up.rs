@@ -3,13 +3,12 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::engine::LATER_CALLS;
 use super::role::LATER_QUERY_CALLS;
 use super::serve::{self, LogPlace, ServeArgs, Serving, Start, log_failure, when_fenced};
 use super::{Failure, program};
 use crate::config::{LogKind, Settings};
-use crate::engine::{self, Engine};
-use crate::http::not_built_router;
+use crate::engine::{self, Place, Seat};
+use crate::http::{Origins, not_built_router};
 use crate::ingest::{self, Ingest};
 use crate::log::program as running_program;
 use crate::publish::{self, Members, Tier};
@@ -51,30 +50,33 @@ pub fn run(args: Args) -> Result<(), Failure> {
         LogKind::Embedded => format!("data in {}", args.data_dir.display()),
         LogKind::Kafka => format!("Kafka at {}", settings.log.kafka.bootstrap_servers),
     };
+    let sql = program::place(args.sql.as_deref(), &settings);
     serve::run(settings.clone(), &listen, place, |start| async move {
-        start_all(&start, &planned, &settings, &kept).await
+        start_all(&start, &planned, sql, &settings, &kept).await
     })
 }
 
 async fn start_all(
     start: &Start,
     planned: &Program,
+    sql: Place,
     settings: &Settings,
     kept: &str,
 ) -> Result<Serving, Failure> {
     let Start { log, process, readiness, url } = start;
-    let versions = program::store(log, planned, settings).await?;
+    // First, so that the others know the tables when they begin to serve.
+    let seat = Seat::occupy(log, sql, &settings.engine, &process.stages);
+    let seat = seat.await.map_err(|error| program::engine_failure(&error))?;
     let follow = running_program::follow(Arc::clone(log), &process.stages);
     let running = follow.await.map_err(log_failure)?;
 
     let query = Query::start(Arc::clone(log), running.clone(), &settings.query, &process.stages);
-    let engine = Engine::start(log, planned, &versions, &settings.engine, &process.stages)
-        .map_err(|error| Failure::input(error.to_string()))?;
     let tier = Tier::start(log, running.clone(), url, &settings.publish, &process.connections);
     let ingest = Ingest::start(Arc::clone(log), running, settings.ingest.clone(), &process.stages);
     let members = Members::follow(Arc::clone(log), &process.stages);
 
-    let (live, failed) = (publish::live_router(tier.subscribers()), when_fenced(tier.failure()));
+    let live = publish::live_router(tier.subscribers());
+    let failed = when_fenced(tier.failure());
     let results = Arc::clone(&query);
     let results_read = Arc::new(move || -> futures::future::BoxFuture<'static, ()> {
         let results = Arc::clone(&results);
@@ -84,17 +86,16 @@ async fn start_all(
             }
         })
     });
-    let ready = (Arc::clone(&ingest), Arc::clone(&engine), Arc::clone(&query));
+    let ready = (Arc::clone(&ingest), seat.clone(), Arc::clone(&query));
     readiness.add("ingest", move || ready.0.not_ready().map_or(Ok(()), Err));
-    readiness.add("engine", move || program::restored(&ready.1));
+    readiness.add("engine", move || program::ready(&ready.1, false));
     readiness.add("query", move || ready.2.ready());
     readiness.add("publish", move || tier.ready());
     let router = ingest::routes::router(ingest)
-        .merge(engine::routes::router(engine, results_read))
+        .merge(engine::routes::router(seat, results_read, Origins::new(&settings.http.origins)))
         .merge(live)
         .merge(publish::front_router(members))
         .merge(query::routes::router(query))
-        .merge(not_built_router(&LATER_CALLS))
         .merge(not_built_router(&LATER_QUERY_CALLS));
     Ok(Serving { router, failed, banner: banner(url, planned, kept) })
 }

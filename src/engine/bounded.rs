@@ -39,7 +39,7 @@ pub fn run_to_end(
 ) -> Result<Figures, BoundedError> {
     let start = Start::decide(query, None, &vec![vec![0]; inputs.len()]);
     let mut closer = Closer::new(Arc::clone(query), 1, &start);
-    let partition = |lane: &Lane| Partition::new(Arc::clone(query), *lane, RULES, start.emitted);
+    let partition = |lane: &Lane| Partition::new(Arc::clone(query), *lane, RULES, &start);
     let mut partitions = start.lanes.iter().map(partition).collect::<Result<Vec<_>, _>>()?;
     let mut inputs: Vec<Option<Input>> = inputs.into_iter().map(Some).collect();
     loop {

@@ -7,6 +7,7 @@ use arrow::array::RecordBatch;
 use datafusion::common::Result;
 
 use super::aggregate::Pane;
+use super::change::Takeover;
 use super::closed::ClosedRows;
 use super::compile::{CompiledCut, CompiledQuery};
 use super::groups::Scratch;
@@ -85,48 +86,81 @@ pub struct Start {
     pub gap: Option<Gap>,
     /// How many saved records of each cut belong to the checkpoint.
     pub saved: Vec<u64>,
+    /// The account begins with the rows that are filled into windows again: what the version before it did with all
+    /// others cannot be told from its totals.
+    pub begins_account: bool,
 }
 
 impl Start {
     /// Decides from where `query` reads. `first_offsets` are, by source, the starts of its topic's partitions.
     ///
-    /// A checkpoint of the same plan at and below the cuts is continued. Of another one, the new windows start at the
-    /// first of their boundaries at or after the last one emitted; the rows from there on are all at or after `resume`,
-    /// so they are whole. What lies between is the gap. The account then begins anew at `resume`: which rows the old
-    /// plan had filtered cannot be told from its totals.
+    /// A checkpoint of the same plan at and below the cuts is continued; after one of another plan this one takes over,
+    /// reading from `first_offsets`, by source ([`Start::take_over`] can be told better ones).
     pub fn decide(
         query: &CompiledQuery,
         checkpoint: Option<&Checkpoint>,
         first_offsets: &[Vec<i64>],
     ) -> Self {
-        let mut lanes = Vec::new();
-        for (source, (compiled, firsts)) in query.sources.iter().zip(first_offsets).enumerate() {
-            let known = checkpoint.and_then(|checkpoint| checkpoint.sources.get(&compiled.table.topic));
-            for (partition, &first) in (0_u32..).zip(firsts) {
-                let known = known.and_then(|positions| positions.get(partition as usize));
-                // A partition added since then starts at the query's watermark.
-                let watermark = checkpoint.and_then(|checkpoint| checkpoint.emitted);
-                let from = known.copied().unwrap_or(Position { resume: first, seen: first, watermark });
-                lanes.push(Lane { source, partition, from });
+        match checkpoint {
+            Some(checkpoint) if checkpoint.fingerprint == query.fingerprint => Self {
+                lanes: lanes(query, Some(checkpoint), first_offsets),
+                emitted: checkpoint.emitted,
+                figures: Figures { open: 0, ..checkpoint.figures },
+                gap: checkpoint.gap,
+                saved: checkpoint.saved.clone(),
+                begins_account: false,
+            },
+            Some(Checkpoint { emitted: Some(emitted), .. }) => {
+                let takeover = Takeover::after(query.rhythm(), *emitted);
+                Self::take_over(query, checkpoint, takeover, first_offsets)
+            }
+            // Nothing was emitted by anybody.
+            _ => {
+                let nothing = Takeover { emitted: i64::MIN, rows_from: i64::MIN };
+                Self::take_over(query, None, nothing, first_offsets)
             }
         }
-        let Some(checkpoint) = checkpoint else {
-            return Self { lanes, emitted: None, figures: Figures::default(), gap: None, saved: vec![] };
-        };
-        if checkpoint.fingerprint == query.fingerprint {
-            let figures = Figures { open: 0, ..checkpoint.figures };
-            let (emitted, gap, saved) = (checkpoint.emitted, checkpoint.gap, checkpoint.saved.clone());
-            return Self { lanes, emitted, figures, gap, saved };
-        }
-        let emitted = checkpoint.emitted.map(|emitted| query.closed_before(emitted));
-        let first_start = emitted.map(|emitted| query.first_open_start(emitted));
-        let gap = checkpoint.emitted.zip(first_start).map(|(from, to)| Gap { from, to });
-        for lane in &mut lanes {
-            lane.from.seen = lane.from.resume;
-        }
-        let gap = gap.filter(|gap| gap.from < gap.to);
-        Self { lanes, emitted, figures: Figures::default(), gap, saved: vec![] }
     }
+
+    /// After a version with another plan, which wrote `checkpoint`: emits the windows that end after
+    /// `takeover.emitted`, whose rows all lie at or after `rows_at`, by source and partition. Those of them that the other
+    /// version had seen are filled in again and begin the account; none is late.
+    pub fn take_over(
+        query: &CompiledQuery,
+        checkpoint: Option<&Checkpoint>,
+        takeover: Takeover,
+        rows_at: &[Vec<i64>],
+    ) -> Self {
+        let mut lanes = lanes(query, checkpoint, rows_at);
+        let rows_at = rows_at.iter().flatten();
+        for (lane, &rows_at) in lanes.iter_mut().zip(rows_at).filter(|_| checkpoint.is_some()) {
+            lane.from.resume = rows_at.min(lane.from.seen);
+        }
+        Self {
+            lanes,
+            emitted: checkpoint.map(|_| takeover.emitted),
+            figures: Figures::default(),
+            gap: None,
+            saved: Vec::new(),
+            begins_account: checkpoint.is_some(),
+        }
+    }
+}
+
+/// Every partition of every source, from the checkpoint's position; a partition added since then starts at the query's
+/// watermark.
+fn lanes(query: &CompiledQuery, checkpoint: Option<&Checkpoint>, first_offsets: &[Vec<i64>]) -> Vec<Lane> {
+    let watermark = checkpoint.and_then(|checkpoint| checkpoint.emitted);
+    let mut lanes = Vec::new();
+    for (source, (compiled, firsts)) in query.sources.iter().zip(first_offsets).enumerate() {
+        let known = checkpoint.and_then(|checkpoint| checkpoint.sources.get(&compiled.table.topic));
+        for (partition, &first) in (0_u32..).zip(firsts) {
+            let known = known.and_then(|positions| positions.get(partition as usize)).copied();
+            let from = known.unwrap_or(Position { resume: first, seen: first, watermark });
+            lanes.push(Lane { source, partition, from });
+        }
+    }
+    lanes
 }
 
 /// The query's side of closing: what windows share between closings, and totals that survive restarts.

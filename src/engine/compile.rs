@@ -12,10 +12,12 @@ use datafusion::physical_expr::aggregate::{AggregateFunctionExpr, LoweredAggrega
 
 use super::above::Above;
 use super::aggregate::{Aggregation, Arguments};
+use super::change::Rhythm;
 use super::expression::RowExpr;
 use super::snapshot::Shape;
 use super::window::{self, Panes};
 use crate::log::codec::RecordCodec;
+use crate::reaction::checkpoint::Checkpoint;
 use crate::reaction::table::Table;
 use crate::sql;
 use crate::sql::cut::{Cut, Input, Part, RowWise, Windowing};
@@ -121,17 +123,26 @@ impl CompiledQuery {
         self.cuts.iter().map(boundary).max()
     }
 
-    /// What is to count as closed so that every window opened starts at or after `ns`.
-    pub fn closed_before(&self, ns: i64) -> i64 {
-        let closed = |cut: &CompiledCut| cut.panes.map_or(ns, |panes| panes.closed_before(ns));
-        self.cuts.iter().map(closed).max().unwrap_or(ns)
+    /// The checkpoint of another plan over the same sources that has emitted windows, and up to where: this one takes
+    /// over from there.
+    pub(super) fn taken_over<'a>(&self, checkpoint: &'a Checkpoint) -> Option<(&'a Checkpoint, i64)> {
+        let reads = |topic: &String| self.sources.iter().any(|source| source.table.topic == *topic);
+        let same_topics =
+            checkpoint.sources.keys().all(reads) && checkpoint.sources.len() == self.sources.len();
+        let is_other = same_topics && checkpoint.fingerprint != self.fingerprint;
+        checkpoint.emitted.filter(|_| is_other).map(|emitted| (checkpoint, emitted))
     }
 
-    /// The first start of a window that is open once all up to `closed_to` are closed.
-    pub fn first_open_start(&self, closed_to: i64) -> i64 {
-        let start =
-            |cut: &CompiledCut| cut.panes.map_or(closed_to, |panes| panes.first_open_start(closed_to));
-        self.cuts.iter().map(start).min().unwrap_or(closed_to)
+    /// The topics that it reads, as one text.
+    pub(super) fn topics(&self) -> String {
+        let topics: Vec<&str> = self.sources.iter().map(|source| source.table.topic.as_str()).collect();
+        topics.join(", ")
+    }
+
+    /// How its windows lie in event time.
+    pub fn rhythm(&self) -> Rhythm {
+        let rhythms = self.cuts.iter().map(|cut| window::rhythm(cut.windowing));
+        rhythms.reduce(Rhythm::together).unwrap_or(Rhythm { slide_ns: 1, width_ns: 1 })
     }
 
     /// The longest delay of its sources.

@@ -10,40 +10,60 @@
 //! The core ([`watermark`], [`window`], `aggregate`, [`partition`], [`closing`]) is pure: records, times and boundaries
 //! are arguments. [`worker`] is the shell that reads, waits and commits. The SQL is cut at its window (`sql::cut`):
 //! below, compiled expressions run record by record; above, each closed window is an ordinary DataFusion query.
+//!
+//! Around it, queries change while they run: a [`Seat`] runs the [`Engine`] while this process holds the lease; a slot per
+//! query brings one version after the other to run (`slot`), by the arithmetic of [`change`]; texts come over HTTP
+//! ([`routes`], `edit`) or from the folder (`follow`).
 
 mod above;
 mod aggregate;
 pub mod bounded;
+pub mod change;
 mod closed;
 pub mod closing;
 pub mod compile;
 pub mod connector;
 mod decode;
+mod edit;
 mod expression;
+mod folder;
+mod follow;
 mod groups;
 pub mod partition;
+mod planned;
 pub mod routes;
 mod run;
 pub mod saved;
+mod seat;
 mod session;
 pub mod sink;
 mod sliding;
+mod slot;
 mod snapshot;
+mod takeover;
 pub mod watermark;
 pub mod window;
 pub mod worker;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
 
-use crate::log::Log;
-use crate::log::program::ProgramView;
+pub use self::edit::{ChangeError, Verdict};
+use self::planned::{Files, Planned};
+pub use self::seat::Seat;
+use self::slot::{Slot, Version};
+use self::worker::{QueryReport, lock};
+use crate::clock;
+use crate::log::program::{self, ProgramView};
+use crate::log::{Lease, Log, LogError};
+use crate::reaction::table::Table;
 use crate::shutdown::Tasks;
-use crate::sql;
-use compile::CompiledQuery;
-use worker::RunningQuery;
+use crate::sql::Diagnostic;
 
 /// The section `[engine]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,58 +86,224 @@ impl Default for Settings {
     }
 }
 
+/// Where the program is, and how its topics are made.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The folder of SQL files.
+    pub folder: PathBuf,
+    /// How many partitions a table's topic is created with.
+    pub partitions: u32,
+    /// How long a table's topic keeps records.
+    pub retention: Duration,
+}
+
+/// What the program is read from at the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    /// The folder: what was edited while nothing ran counts.
+    Folder,
+    /// What ran in another process until now: the folder here may be another one, or older.
+    Log,
+}
+
 /// Why the engine did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// A query passed the planner and cannot be compiled.
-    #[error("{query}: {reason}")]
-    Compile {
-        /// The query.
-        query: String,
-        /// What DataFusion says.
-        reason: String,
-    },
+    /// The SQL does not plan.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Refused(Vec<Diagnostic>),
+    /// The folder cannot be read.
+    #[error("{0}")]
+    Folder(std::io::Error),
+    /// The log does not take the program.
+    #[error("the log: {0}")]
+    Log(#[from] LogError),
 }
 
-/// The queries that run in this process.
+/// The queries that run in this process, and the program they came from.
 pub struct Engine {
-    queries: BTreeMap<String, Arc<RunningQuery>>,
+    place: Place,
+    log: Arc<dyn Log>,
+    shared: Arc<worker::Shared>,
+    tasks: Tasks,
+    failures: slot::Failures,
+
+    program: Mutex<Arc<Running>>,
+    slots: Mutex<BTreeMap<String, Arc<Slot>>>,
+    /// One change at a time. Holds the folder's texts as they were when they were last looked at.
+    changing: tokio::sync::Mutex<Files>,
+}
+
+/// The program as it runs.
+struct Running {
+    planned: Planned,
+    view: ProgramView,
 }
 
 impl Engine {
-    /// Compiles every query of the program, then starts them. `versions` is what the log knows of the program.
-    ///
-    /// The topics of the tables, and the checkpoints' topic, must exist.
+    /// Makes the folder's SQL the running program, creates the tables' topics, starts every query, and from then on
+    /// follows the folder. A file whose text was rolled back stays so.
     ///
     /// # Errors
-    /// When one does not compile; then none is started.
-    pub fn start(
+    /// When the SQL does not plan, the folder cannot be read, or the log does not take it; then nothing is started.
+    async fn start(
         log: &Arc<dyn Log>,
-        program: &sql::Program,
-        versions: &ProgramView,
+        lease: &Arc<dyn Lease>,
+        source: Source,
+        place: Place,
         settings: &Settings,
         tasks: &Tasks,
     ) -> Result<Arc<Self>, EngineError> {
-        let compiled = program.queries.iter().map(|query| {
-            let compiled = CompiledQuery::compile(query).map_err(|error| EngineError::Compile {
-                query: query.name.clone(),
-                reason: error.to_string(),
-            })?;
-            Ok((query, Arc::new(compiled)))
+        let seen = blocking({
+            let folder = place.folder.clone();
+            move || folder::read(&folder)
         });
-        let compiled = compiled.collect::<Result<Vec<_>, _>>()?;
-        let shared = Arc::new(worker::Shared::new(Arc::clone(log), settings));
-        let queries = compiled.into_iter().map(|(query, compiled)| {
-            let version = versions.queries.get(&query.name).map_or(1, |entry| entry.version);
-            let running =
-                RunningQuery::start(Arc::clone(&shared), compiled, query.text.clone(), version, tasks);
-            (query.name.clone(), running)
+        let seen = seen.await.map_err(EngineError::Folder)?;
+        let before = program::read(log.as_ref()).await?;
+        let files = match source {
+            Source::Log if !before.files.is_empty() => {
+                follow::warn_of_differences(&place.folder, &seen, &before.files);
+                before.files.clone()
+            }
+            _ => follow::without_rolled_back(&before, &seen),
+        };
+        let planned = plan(&place.folder, files).await.map_err(EngineError::Refused)?;
+        log.create_topics(&edit::topics(&planned, &place)).await?;
+        let view = program::store(log.as_ref(), &planned.view(), clock::wall_ns()).await?;
+        let (failures, failed) = mpsc::channel(FAILURES);
+        let engine = Arc::new(Self {
+            shared: Arc::new(worker::Shared::new(Arc::clone(log), Arc::clone(lease), settings)),
+            log: Arc::clone(log),
+            tasks: tasks.clone(),
+            failures,
+            program: Mutex::new(Arc::new(Running { planned, view })),
+            slots: Mutex::default(),
+            changing: tokio::sync::Mutex::new(seen),
+            place,
         });
-        Ok(Arc::new(Self { queries: queries.collect() }))
+        let goes_on = engine.versions_at_checkpoints().await?;
+        engine.reconcile(goes_on);
+        let (rolling_back, watching) = (Arc::clone(&engine), Arc::clone(&engine));
+        let token = tasks.token();
+        tasks
+            .spawn(async move { token.run_until_cancelled(rolling_back.roll_back_what_fails(failed)).await });
+        let token = tasks.token();
+        tasks.spawn(async move { token.run_until_cancelled(watching.follow_folder()).await });
+        Ok(engine)
     }
 
-    /// The queries, by name.
-    pub fn queries(&self) -> &BTreeMap<String, Arc<RunningQuery>> {
-        &self.queries
+    /// Whether every query has read its checkpoint.
+    ///
+    /// # Errors
+    /// Names those that have not.
+    pub fn restored(&self) -> Result<(), String> {
+        let slots = lock(&self.slots).clone();
+        let waiting = slots.iter().filter(|(_, slot)| !slot.running().is_restored());
+        let waiting: Vec<&str> = waiting.map(|(name, _)| name.as_str()).collect();
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        Err(format!("restoring the checkpoint of {}", waiting.join(", ")))
     }
+
+    /// The queries' names, in order.
+    pub fn names(&self) -> Vec<String> {
+        lock(&self.slots).keys().cloned().collect()
+    }
+
+    /// A query's state and figures; `None` when there is none of that name.
+    ///
+    /// # Errors
+    /// When the log does not answer.
+    pub async fn report(&self, name: &str) -> Result<Option<QueryReport>, LogError> {
+        match self.slot(name) {
+            Some(slot) => slot.report().await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The tables of the running program.
+    pub fn tables(&self) -> Vec<Table> {
+        self.program().planned.tables.clone()
+    }
+
+    /// Ends when another process has fenced one of the queries.
+    async fn fenced(&self) {
+        self.shared.fenced().await;
+    }
+
+    fn slot(&self, name: &str) -> Option<Arc<Slot>> {
+        lock(&self.slots).get(name).cloned()
+    }
+
+    fn program(&self) -> Arc<Running> {
+        Arc::clone(&lock(&self.program))
+    }
+
+    /// Brings the slots to what the program says. `goes_on` are the versions that wrote the checkpoints and run until the
+    /// new ones can take over.
+    fn reconcile(&self, mut goes_on: BTreeMap<String, Arc<Version>>) {
+        let program = self.program();
+        let mut slots = lock(&self.slots);
+        for (name, query) in &program.planned.queries {
+            let number = program.view.queries.get(name).map_or(1, |entry| entry.version);
+            let version = Arc::new(Version { number, query: query.clone() });
+            match slots.get(name) {
+                Some(slot) => {
+                    let wanted = slot.wanted();
+                    if (wanted.number, &wanted.query.identity) != (number, &query.identity) {
+                        slot.want(version);
+                    }
+                }
+                None => {
+                    let before = goes_on.remove(name);
+                    let failures = self.failures.clone();
+                    let slot = Slot::start(&self.shared, version, before, failures, &self.tasks);
+                    slots.insert(name.clone(), slot);
+                }
+            }
+        }
+    }
+
+    /// By query, the version that wrote the checkpoint when that is not the one to run, and can still be planned.
+    async fn versions_at_checkpoints(&self) -> Result<BTreeMap<String, Arc<Version>>, LogError> {
+        let program = self.program();
+        let mut versions = BTreeMap::new();
+        for (name, entry) in &program.view.queries {
+            // A damaged checkpoint is the query's to report.
+            let checkpoint = worker::read_checkpoint(self.log.as_ref(), name).await.ok().flatten();
+            let number = checkpoint.map_or(entry.version, |checkpoint| checkpoint.version);
+            let history = program.view.versions.get(name);
+            let Some(old) = history.and_then(|history| history.get(&number)) else { continue };
+            if number == entry.version {
+                continue;
+            }
+            let mut files = program.planned.files.clone();
+            files.insert(planned::file_of(name), old.text.clone());
+            let planned = plan(&self.place.folder, files).await.ok();
+            if let Some(query) = planned.and_then(|mut planned| planned.queries.remove(name)) {
+                versions.insert(name.clone(), Arc::new(Version { number, query }));
+            }
+        }
+        Ok(versions)
+    }
+}
+
+/// How many failed versions may wait to be rolled back; a query waits when there are more.
+const FAILURES: usize = 16;
+
+/// Plans where it may take its time.
+async fn plan(folder: &Path, files: Files) -> Result<Planned, Vec<Diagnostic>> {
+    let (within, name) = (folder.to_path_buf(), folder.display().to_string());
+    let planned = tokio::task::spawn_blocking(move || Planned::of(&within, &files)).await;
+    planned.unwrap_or_else(|error| {
+        Err(vec![planned::at_start(name, &format!("the planner ended, this is a defect: {error}"), "")])
+    })
+}
+
+/// Runs what reads or writes files where it may.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> std::io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(std::io::Error::other(error)))
 }

@@ -13,7 +13,7 @@ use datafusion::common::Result;
 
 use super::above::batch_of;
 use super::aggregate::{Aggregation, Arguments, Pane};
-use super::closing::Lane;
+use super::closing::{Lane, Start};
 use super::compile::{CompiledInput, CompiledQuery, CompiledSource, Target};
 use super::decode::{Decoded, Span, decode};
 use super::expression::{RowExpr, Rows};
@@ -75,6 +75,8 @@ pub struct Partition {
     rules: TimeRules,
     /// Records below are already accounted: they only fill panes again.
     accounted_to: i64,
+    /// What they fill begins this version's account.
+    begins_account: bool,
 
     /// Windows ending at or before this are closed; a row for them is late.
     closed_to: Option<i64>,
@@ -148,17 +150,11 @@ impl Taken {
 }
 
 impl Partition {
-    /// A partition of one of the query's sources that goes on from a checkpoint's position, with everything up to
-    /// `emitted` closed.
+    /// A partition of one of the query's sources that goes on as the start says.
     ///
     /// # Errors
     /// What DataFusion says of the query's aggregates.
-    pub fn new(
-        query: Arc<CompiledQuery>,
-        lane: Lane,
-        rules: TimeRules,
-        emitted: Option<i64>,
-    ) -> Result<Self> {
+    pub fn new(query: Arc<CompiledQuery>, lane: Lane, rules: TimeRules, start: &Start) -> Result<Self> {
         let Lane { source, partition, from } = lane;
         let compiled = &query.sources[source];
         Ok(Self {
@@ -169,8 +165,9 @@ impl Partition {
             partition,
             rules,
             accounted_to: from.seen,
-            closed_to: emitted,
-            restored_to: emitted,
+            begins_account: start.begins_account,
+            closed_to: start.emitted,
+            restored_to: start.emitted,
             next: from.resume,
             last_record_ms: None,
             account: Account::default(),
@@ -262,8 +259,12 @@ impl Partition {
             self.watermark.advance(largest);
         }
         let limits = Limits { fresh, future_from, offset: span.offset };
+        let open = if fresh { 0 } else { self.open() };
         for (place, input) in source.inputs.iter().enumerate() {
             self.take_input(source, input, place, &limits, rows)?;
+        }
+        if !fresh && self.begins_account {
+            self.account.accepted += self.open() - open;
         }
         Ok(())
     }
@@ -288,7 +289,7 @@ impl Partition {
             return Ok(());
         }
         let event_ns = event_ns(source, rows);
-        let Self { taken, scratch, query, account, .. } = self;
+        let Self { taken, scratch, query, account, begins_account, .. } = self;
         match (&mut taken[place], &input.into) {
             (Taken::Panes { panes, open }, Target::Cut { cut, keys, arguments }) => {
                 let into = IntoPanes { aggregation: &query.cuts[*cut].aggregation, keys, arguments };
@@ -297,7 +298,9 @@ impl Partition {
                     account.bad += left_out;
                 }
             }
-            (Taken::Bursts(bursts), Target::Cut { keys, arguments, .. }) if limits.fresh => {
+            (Taken::Bursts(bursts), Target::Cut { keys, arguments, .. })
+                if limits.fresh || *begins_account =>
+            {
                 bursts.update(keys, arguments, rows, event_ns, scratch)?;
             }
             (Taken::Rows(pending), Target::Output { columns, .. }) if limits.fresh => {
@@ -321,6 +324,7 @@ impl Partition {
         if let (Taken::Panes { panes, .. }, Some(restored_to)) = (&self.taken[place], self.restored_to)
             && panes.is_saved()
             && !limits.fresh
+            && !self.begins_account
         {
             // Rows that were accounted in panes that are over: they are in the saved panes.
             late_before = late_before.max(panes.boundary_at_or_before(restored_to));

@@ -67,6 +67,8 @@ struct Lane {
 
 struct Closing {
     closer: Closer,
+    /// No window that ends later is closed: another version emits those.
+    stop_at: Option<i64>,
     /// Of the closer's `counted`, what is committed.
     committed: u64,
 }
@@ -94,7 +96,7 @@ impl Run {
         hold_until_ms: i64,
     ) -> Result<Self, Failure> {
         let lanes = start.lanes.iter().map(|place| {
-            let partition = Partition::new(Arc::clone(&query), *place, rules, start.emitted)?;
+            let partition = Partition::new(Arc::clone(&query), *place, rules, start)?;
             Ok::<_, Failure>(Lane {
                 partition: Mutex::new(partition),
                 place: *place,
@@ -108,7 +110,7 @@ impl Run {
         Ok(Self {
             lanes: lanes.collect::<Result<_, _>>()?,
             held_groups: AtomicUsize::new(closer.groups()),
-            closing: Mutex::new(Closing { committed: closer.counted(), closer }),
+            closing: Mutex::new(Closing { committed: closer.counted(), closer, stop_at: None }),
             gap: start.gap,
             query,
             hold_until_ms,
@@ -178,12 +180,14 @@ impl Run {
     pub(super) fn close(&self, committed: &Committed) -> Result<Option<Closed>, Failure> {
         let boundary = self.watermark().and_then(|ns| self.query.boundary_at_or_before(ns));
         let mut closing = lock(&self.closing);
+        let stops = closing.stop_at.is_some() && boundary >= closing.stop_at;
+        let boundary = if stops { closing.stop_at } else { boundary };
         let is_over = boundary > closing.closer.emitted();
         let sum = |of: fn(&Lane) -> &AtomicU64| -> u64 {
             self.lanes.iter().map(|lane| of(lane).load(Ordering::Relaxed)).sum()
         };
         let accepted = sum(|lane| &lane.accepted);
-        let is_due = committed.is_due() || accepted.saturating_sub(committed.rows) >= COMMIT_ROWS;
+        let is_due = stops || committed.is_due() || accepted.saturating_sub(committed.rows) >= COMMIT_ROWS;
         if !is_over && !is_due && sum(|lane| &lane.pending) == 0 {
             return Ok(None);
         }
@@ -205,7 +209,22 @@ impl Run {
             return Err(Failure::Stop(format!("rows are not conserved, this is a defect: {figures:?}")));
         }
         let moved = closed.checkpoint.sources != committed.positions;
-        Ok((!closed.is_empty() || (moved && is_due)).then_some(closed))
+        Ok((stops || !closed.is_empty() || (moved && is_due)).then_some(closed))
+    }
+
+    /// Closes no window that ends after what `choose` answers, which is told the end of the last window closed. `None`
+    /// takes that back.
+    pub(super) fn stop_at(&self, choose: impl FnOnce(Option<i64>) -> Option<i64>) -> Option<i64> {
+        let mut closing = lock(&self.closing);
+        closing.stop_at = choose(closing.closer.emitted());
+        self.progress.notify_one();
+        closing.stop_at
+    }
+
+    /// Whether everything up to where it stops has been closed.
+    pub(super) fn is_at_its_stop(&self) -> bool {
+        let closing = lock(&self.closing);
+        closing.stop_at.is_some() && closing.closer.emitted() >= closing.stop_at
     }
 
     /// Everything closed so far is in the log.

@@ -4,6 +4,7 @@
 //! so that a row costs the same however many windows it is in; long windows have panes of at most ten seconds, because
 //! each pane is saved once, when it is over. Panes and windows align to the Unix epoch.
 
+use super::change::Rhythm;
 use crate::reaction::time::{NS_PER_MS, Window};
 use crate::sql::cut::Windowing;
 
@@ -88,12 +89,6 @@ impl Panes {
     pub fn last_window_end(self, pane_start: i64) -> i64 {
         floor(pane_start, self.slide_ns).saturating_add(self.width_ns)
     }
-
-    /// What is to count as closed so that the first window opened starts at or after this time.
-    pub fn closed_before(self, ns: i64) -> i64 {
-        let start = ceil(ns, self.slide_ns);
-        start.saturating_add(self.width_ns - self.slide_ns)
-    }
 }
 
 /// The instants at which windows of that kind may close: the last one at or before this time.
@@ -101,6 +96,17 @@ pub fn boundary_at_or_before(windowing: Windowing, ns: i64) -> i64 {
     match Panes::of(windowing) {
         Some(panes) => panes.boundary_at_or_before(ns),
         None => floor(ns, session_step_ns(windowing)),
+    }
+}
+
+/// How the windows lie in event time. Sessions have no common ends: they are looked at in steps.
+pub fn rhythm(windowing: Windowing) -> Rhythm {
+    match Panes::of(windowing) {
+        Some(panes) => Rhythm { slide_ns: panes.slide_ns, width_ns: panes.width_ns },
+        None => {
+            let step = session_step_ns(windowing);
+            Rhythm { slide_ns: step, width_ns: step }
+        }
     }
 }
 
@@ -113,11 +119,6 @@ fn session_step_ns(windowing: Windowing) -> i64 {
 
 fn floor(ns: i64, step: i64) -> i64 {
     ns.saturating_sub(ns.rem_euclid(step))
-}
-
-fn ceil(ns: i64, step: i64) -> i64 {
-    let before = floor(ns, step);
-    if before == ns { ns } else { before.saturating_add(step) }
 }
 
 /// The largest divisor of `span` that is at most `limit`.
@@ -177,7 +178,6 @@ mod tests {
         assert_eq!(panes.containing(i64::MAX), None);
         assert_eq!(panes.containing(i64::MIN), None);
         assert_eq!(panes.boundary_at_or_before(-1), -2000);
-        assert_eq!((panes.closed_before(-1), panes.closed_before(4000)), (0, 4000));
     }
 
     #[test]
@@ -188,7 +188,6 @@ mod tests {
         assert_eq!(panes.last_window_end(20), 50);
         // [0, 30) is closed at 30, so that [10, 40) is the first one open.
         assert_eq!((panes.first_open_start(30), panes.first_open_start(39)), (10, 10));
-        assert_eq!(panes.first_open_start(panes.closed_before(11)), 20);
     }
 
     #[test]

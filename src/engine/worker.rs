@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -20,11 +20,11 @@ use super::closing::{Closed, Closer, Lane, Start};
 use super::compile::CompiledQuery;
 use super::partition::TimeRules;
 use super::run::{COMMIT_EVERY, Committed, Run};
-use super::sink;
+use super::{sink, takeover};
 use crate::clock;
 use crate::log::failpoint;
 use crate::log::{
-    Log, LogError, NewRecord, PartitionRange, Reader, Record, TOPIC_CHECKPOINTS, Transaction, Writer,
+    Lease, Log, LogError, NewRecord, PartitionRange, Reader, Record, TOPIC_CHECKPOINTS, Transaction, Writer,
 };
 use crate::reaction::checkpoint::{Checkpoint, Gap};
 use crate::reaction::figures::Figures;
@@ -46,6 +46,10 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 /// What all queries of the process share.
 pub struct Shared {
     log: Arc<dyn Log>,
+    /// Who does not hold it fences nobody.
+    lease: Arc<dyn Lease>,
+    /// Another process has fenced one of the queries: it runs them now.
+    fenced: CancellationToken,
     max_groups: usize,
     rules: TimeRules,
     /// As many partitions are worked on at the same time.
@@ -54,7 +58,7 @@ pub struct Shared {
 
 impl Shared {
     /// From the settings, and what the log is.
-    pub fn new(log: Arc<dyn Log>, settings: &Settings) -> Self {
+    pub fn new(log: Arc<dyn Log>, lease: Arc<dyn Lease>, settings: &Settings) -> Self {
         let idle_ms = settings.idle_ms.unwrap_or(if log.is_shared() { 100 } else { 0 });
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Self {
@@ -64,19 +68,34 @@ impl Shared {
             },
             max_groups: usize::try_from(settings.max_groups).unwrap_or(usize::MAX),
             workers: Semaphore::new(settings.workers.unwrap_or(cores).max(1)),
+            lease,
+            fenced: CancellationToken::new(),
             log,
         }
+    }
+
+    /// Whether this process may fence, as far as it can know.
+    pub(super) fn is_leader(&self) -> bool {
+        self.lease.is_held()
+    }
+
+    /// Ends when another process has fenced one of the queries.
+    pub(super) async fn fenced(&self) {
+        self.fenced.cancelled().await;
     }
 }
 
 /// What a query is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     /// Reading its checkpoint, rebuilding open windows, or waiting for the log.
+    #[default]
     Recovering,
     /// Up to date or catching up.
     Running,
+    /// Up to date or catching up, until its next version takes over at a boundary.
+    Switching,
     /// Another process runs it.
     Fenced,
     /// Stopped by an error that needs somebody; see `last_error`.
@@ -135,18 +154,32 @@ impl From<datafusion::error::DataFusionError> for Failure {
     }
 }
 
-/// One query of this process.
+/// How far a version has come, for those who wait for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Progress {
+    pub(super) state: State,
+    /// Windows committed in this process.
+    pub(super) windows: usize,
+    /// Its tasks have ended: it commits nothing any more.
+    pub(super) has_ended: bool,
+}
+
+/// One version of a query in this process.
 pub struct RunningQuery {
     query: Arc<CompiledQuery>,
     text: String,
     version: u64,
     shared: Arc<Shared>,
+    stop: CancellationToken,
     status: Mutex<Status>,
+    progress: watch::Sender<Progress>,
 }
 
 struct Status {
     state: State,
     last_error: Option<String>,
+    /// Where its next version takes over.
+    stop_at: Option<i64>,
     run: Option<Arc<Run>>,
 }
 
@@ -163,17 +196,58 @@ impl RunningQuery {
         version: u64,
         tasks: &Tasks,
     ) -> Arc<Self> {
-        let status = Status { state: State::Recovering, last_error: None, run: None };
-        let running = Arc::new(Self { query, text, version, shared, status: Mutex::new(status) });
+        let status = Status { state: State::Recovering, last_error: None, stop_at: None, run: None };
+        let (status, progress) = (Mutex::new(status), watch::Sender::new(Progress::default()));
+        let stop = tasks.token().child_token();
+        let running = Arc::new(Self { query, text, version, shared, stop, status, progress });
         let supervised = Arc::clone(&running);
-        let token = tasks.token();
-        tasks.spawn(async move { supervised.supervise(token).await });
+        tasks.spawn(async move {
+            supervised.supervise(supervised.stop.clone()).await;
+            supervised.progress.send_modify(|progress| progress.has_ended = true);
+        });
         running
+    }
+
+    /// The compiled plan it runs.
+    pub(super) fn compiled(&self) -> &Arc<CompiledQuery> {
+        &self.query
+    }
+
+    /// How far it is, and every change of that.
+    pub(super) fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+
+    /// Ends its tasks after a commit that is under way, and waits for that.
+    pub(super) async fn end(&self) {
+        self.stop.cancel();
+        // The sender lives as long as this does.
+        self.progress.subscribe().wait_for(|progress| progress.has_ended).await.ok();
+    }
+
+    /// Emits no window that ends after what `choose` answers, which is told the end of the last window emitted, and ends
+    /// once everything up to there is committed. `None` takes that back.
+    pub(super) fn stop_at(&self, choose: impl FnOnce(Option<i64>) -> Option<i64>) -> Option<i64> {
+        let mut status = lock(&self.status);
+        let stop_at = match &status.run {
+            Some(run) => run.stop_at(choose),
+            None => choose(None),
+        };
+        status.stop_at = stop_at;
+        if let (State::Running | State::Switching, stops) = (status.state, stop_at.is_some()) {
+            status.state = if stops { State::Switching } else { State::Running };
+        }
+        stop_at
+    }
+
+    /// The watermark, or `None` before the first row.
+    pub(super) fn watermark(&self) -> Option<i64> {
+        lock(&self.status).run.as_ref().and_then(|run| run.watermark())
     }
 
     /// Whether its checkpoint is read and its open windows are rebuilt.
     pub fn is_restored(&self) -> bool {
-        lock(&self.status).state == State::Running
+        matches!(lock(&self.status).state, State::Running | State::Switching)
     }
 
     /// What it is doing, and why it stopped if it did.
@@ -182,7 +256,7 @@ impl RunningQuery {
         (status.state, status.last_error.clone())
     }
 
-    async fn supervise(self: Arc<Self>, token: CancellationToken) {
+    async fn supervise(&self, token: CancellationToken) {
         let mut wait = RETRY.0;
         while !token.is_cancelled() {
             let began = Instant::now();
@@ -197,6 +271,9 @@ impl RunningQuery {
             };
             tracing::error!(query = self.query.name, ?state, reason, "the query stopped");
             self.set(state, Some(reason));
+            if state == State::Fenced {
+                self.shared.fenced.cancel();
+            }
             if state != State::Recovering {
                 return;
             }
@@ -210,16 +287,26 @@ impl RunningQuery {
 
     fn set(&self, state: State, error: Option<String>) {
         let mut status = lock(&self.status);
-        status.state = state;
+        let switches = state == State::Running && status.stop_at.is_some();
+        status.state = if switches { State::Switching } else { state };
         if error.is_some() {
             status.last_error = error;
         }
+        self.progress.send_if_modified(|progress| {
+            std::mem::replace(&mut progress.state, status.state) != status.state
+        });
     }
 
     /// Recovers, then runs until the token is cancelled or something fails.
     async fn run(&self, token: &CancellationToken) -> Result<(), Failure> {
         let (run, start, writer) = self.recover().await?;
-        lock(&self.status).run = Some(Arc::clone(&run));
+        {
+            let mut status = lock(&self.status);
+            if let Some(at) = status.stop_at {
+                run.stop_at(|_| Some(at));
+            }
+            status.run = Some(Arc::clone(&run));
+        }
         let stop = token.child_token();
         let _stop_readers = stop.clone().drop_guard();
         let mut readers = tokio::task::JoinSet::new();
@@ -246,13 +333,22 @@ impl RunningQuery {
     /// Fences, then reads the checkpoint, then decides from where to read.
     async fn recover(&self) -> Result<(Arc<Run>, Start, Box<dyn Writer>), Failure> {
         let (log, query) = (&self.shared.log, &self.query);
+        if !self.shared.is_leader() {
+            return Err(Failure::Fenced("this process does not hold the lease".to_owned()));
+        }
         let writer = log.fence(&writer_id(&query.name)).await?;
         let latest = log.latest(TOPIC_CHECKPOINTS).await?;
         let checkpoint = checkpoint_of(&latest, &query.name)?;
         let ranges = ranges(log.as_ref(), query).await?;
         let starts: Vec<Vec<i64>> =
             ranges.iter().map(|ranges| ranges.iter().map(|range| range.start).collect()).collect();
-        let start = Start::decide(query, checkpoint.as_ref(), &starts);
+        let start = match checkpoint.as_ref().and_then(|checkpoint| query.taken_over(checkpoint)) {
+            Some((checkpoint, emitted)) => {
+                let tolerance_ms = self.shared.rules.future_tolerance_ms;
+                takeover::start(log.as_ref(), query, checkpoint, emitted, &ranges, tolerance_ms).await?
+            }
+            None => Start::decide(query, checkpoint.as_ref(), &starts),
+        };
         if let Some(gap) = start.gap {
             let (from, to) = (format_rfc3339(gap.from), format_rfc3339(gap.to));
             tracing::warn!(query = query.name, from, to, "the new version starts after a gap");
@@ -296,6 +392,10 @@ impl RunningQuery {
                     run.committed(closed.checkpoint.figures.counted);
                     self.hold(&closed.checkpoint).await?;
                     observe(&self.query.name, &closed);
+                    self.progress.send_modify(|progress| progress.windows += closed.windows().count());
+                    if run.is_at_its_stop() {
+                        return Ok(());
+                    }
                     continue;
                 }
             }
@@ -438,7 +538,7 @@ async fn read_once(
 }
 
 /// Under which a query writes: one live writer of each.
-fn writer_id(query: &str) -> String {
+pub(super) fn writer_id(query: &str) -> String {
     format!("emostream.query.{query}")
 }
 
@@ -467,6 +567,10 @@ async fn commit(
 }
 
 /// The query's newest committed checkpoint.
+pub(super) async fn read_checkpoint(log: &dyn Log, query: &str) -> Result<Option<Checkpoint>, Failure> {
+    checkpoint_of(&log.latest(TOPIC_CHECKPOINTS).await?, query)
+}
+
 fn checkpoint_of(latest: &BTreeMap<Bytes, Record>, query: &str) -> Result<Option<Checkpoint>, Failure> {
     let Some(value) = latest.get(query.as_bytes()).and_then(|record| record.value.as_ref()) else {
         return Ok(None);

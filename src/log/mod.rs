@@ -20,6 +20,7 @@ pub mod program;
 pub mod result_row;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -50,6 +51,11 @@ pub const TOPIC_CHECKPOINTS: &str = "emostream.checkpoints";
 pub const TOPIC_LIVE: &str = "emostream.live";
 /// Heartbeats of clusters and subscribers. Compacted, one partition.
 pub const TOPIC_MEMBERS: &str = "emostream.members";
+
+/// The topic whose one partition is a lease: `emostream.lease` is the engine's, others carry their name.
+pub fn lease_topic(name: &str) -> String {
+    if name == "engine" { "emostream.lease".to_owned() } else { format!("emostream.lease.{name}") }
+}
 
 /// The topic of one cluster's copy of [`TOPIC_LIVE`]. One partition.
 pub fn cluster_topic(cluster: &str) -> String {
@@ -217,8 +223,18 @@ pub trait Log: Send + Sync + 'static {
     /// A reader of one partition from `offset` on (inclusive), of committed records only.
     async fn reader(&self, topic: &str, partition: u32, offset: i64) -> Result<Box<dyn Reader>, LogError>;
 
+    /// The first offset still there whose record is stamped at or after that time; the end when there is none. What
+    /// lies before it is stamped earlier.
+    async fn offset_at(&self, topic: &str, partition: u32, timestamp_ms: i64) -> Result<i64, LogError>;
+
     /// Fences every earlier writer of that id, waits until what it left open is decided, and returns a new one.
     async fn fence(&self, writer_id: &str) -> Result<Box<dyn Writer>, LogError>;
+
+    /// A lease of that name: of all processes that ask for it, one holds it. It only says who is to try; what makes two
+    /// of them safe is fencing. A log of one process has nobody to ask, and the lease is held at once.
+    async fn lease(&self, _name: &str) -> Result<Arc<dyn Lease>, LogError> {
+        Ok(alone())
+    }
 
     /// The newest committed record of every key of a compacted topic (without tombstones), including everything
     /// that was committed before the call.
@@ -239,6 +255,45 @@ pub trait Log: Send + Sync + 'static {
     ) -> Result<(), LogError> {
         Ok(())
     }
+}
+
+/// One process's part in a lease.
+#[async_trait]
+pub trait Lease: Send + Sync {
+    /// Whether this process holds it, as far as it can know: false also for one that stood still for so long that
+    /// another may have it.
+    fn is_held(&self) -> bool;
+
+    /// Ends when this process holds it.
+    async fn held(&self);
+
+    /// Ends when this process does not hold it (any more).
+    async fn lost(&self);
+
+    /// Gives it up for good, so that another process has it at once.
+    async fn release(&self);
+}
+
+/// The lease of a process that is alone: always held.
+pub fn alone() -> Arc<dyn Lease> {
+    Arc::new(Alone)
+}
+
+struct Alone;
+
+#[async_trait]
+impl Lease for Alone {
+    fn is_held(&self) -> bool {
+        true
+    }
+
+    async fn held(&self) {}
+
+    async fn lost(&self) {
+        std::future::pending().await
+    }
+
+    async fn release(&self) {}
 }
 
 /// Reads one partition in order.

@@ -2,8 +2,9 @@
 //!
 //! Whoever reads the SQL (the engine's process) stores the program here; ingest, publisher and query follow it, so
 //! that they need no SQL of their own. The topic is compacted and has one partition: key `table/NAME` holds a
-//! [`Table`], key `query/NAME` a [`QueryEntry`], both as JSON. A change is one transaction, but a follower may see it
-//! in two steps when it is longer than one read.
+//! [`Table`], key `query/NAME` a [`QueryEntry`], key `version/NAME/NUMBER` a [`VersionEntry`], key `file/NAME` the
+//! text of a file, all as JSON. A change is one transaction, but a follower may see it in two steps when it is longer
+//! than one read.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,8 +19,11 @@ use super::{
     TOPIC_PROGRAM, TopicSpec, Transaction,
 };
 use crate::reaction::table::{Table, TableKind};
+use crate::reaction::time::rfc3339;
 use crate::shutdown::Tasks;
 
+/// How many versions of a query are kept, the running one included; older ones are forgotten.
+pub const VERSIONS_KEPT: usize = 50;
 /// The id under which the program's writer is fenced.
 const WRITER_ID: &str = "emostream.program";
 /// How long live messages are kept for clients that resume.
@@ -38,9 +42,19 @@ pub struct ProgramView {
     pub tables: BTreeMap<String, Table>,
     /// Queries.
     pub queries: BTreeMap<String, QueryEntry>,
+    /// The newest versions of each query by number, the running one among them.
+    pub versions: BTreeMap<String, BTreeMap<u64, VersionEntry>>,
+    /// The files that all of this was planned from, by name without folder: their texts.
+    pub files: BTreeMap<String, String>,
 }
 
 impl ProgramView {
+    /// Why the newest version of a query is not the one that runs; `None` when it runs.
+    pub fn rolled_back(&self, query: &str) -> Option<&VersionEntry> {
+        let newest = self.versions.get(query)?.values().next_back()?;
+        newest.failed.as_ref().and(Some(newest))
+    }
+
     /// The tables of one kind, by name.
     pub fn tables_of(&self, kind: TableKind) -> impl Iterator<Item = &Table> {
         self.tables.values().filter(move |table| table.kind == kind)
@@ -54,13 +68,27 @@ pub struct QueryEntry {
     pub name: String,
     /// The whole text of its file.
     pub text: String,
-    /// From 1; rises by one whenever the text changes.
+    /// From 1; a changed text gets the number after the highest that was ever given to the query.
     pub version: u64,
     /// The tables it writes.
     #[serde(default)]
     pub sinks: Vec<String>,
     /// The tables it reads.
     pub sources: Vec<String>,
+}
+
+/// One version of a query.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionEntry {
+    /// Its number.
+    pub version: u64,
+    /// The whole text of its file.
+    pub text: String,
+    /// When it was put, nanoseconds since the Unix epoch; RFC 3339 in JSON.
+    #[serde(with = "rfc3339")]
+    pub since: i64,
+    /// Why it was rolled back.
+    pub failed: Option<String>,
 }
 
 /// The topics that exist whatever the SQL says, apart from the clusters' own.
@@ -89,17 +117,65 @@ pub fn table_topic(table: &Table, partitions: u32, retention: Duration) -> Topic
     }
 }
 
+/// The running program as it is now; empty when nobody has stored one.
+///
+/// # Errors
+/// As the log's.
+pub async fn read(log: &dyn Log) -> Result<ProgramView, LogError> {
+    log.create_topics(&system_topics()).await?;
+    Ok(View::of(log.latest(TOPIC_PROGRAM).await?).program())
+}
+
 /// Makes `wanted` the running program and returns it with the versions it now has: a new query starts at 1, one whose
-/// text changed is one above its old version, others keep theirs (the versions in `wanted` do not matter). What is
-/// gone is removed. Writes nothing when nothing changed.
+/// text changed gets the next number, others keep theirs (versions in `wanted` do not matter). What is gone is removed,
+/// with its versions. Writes nothing when nothing changed. `now` stamps new versions.
 ///
 /// # Errors
 /// As the log's. After an error, store again.
-pub async fn store(log: &dyn Log, wanted: &ProgramView) -> Result<ProgramView, LogError> {
+pub async fn store(log: &dyn Log, wanted: &ProgramView, now: i64) -> Result<ProgramView, LogError> {
+    change(log, |running| numbered(running, wanted, now)).await
+}
+
+/// Makes `to` the running version of a query again, because version `failed` failed and why. The program comes back as
+/// it is then; nothing changes when either is not there.
+///
+/// # Errors
+/// As the log's. After an error, do it again.
+pub async fn roll_back(
+    log: &dyn Log,
+    query: &str,
+    failed: u64,
+    to: u64,
+    reason: &str,
+) -> Result<ProgramView, LogError> {
+    change(log, |running| {
+        let mut program = running.clone();
+        let versions = program.versions.entry(query.to_owned()).or_default();
+        let text = versions.get(&to).map(|entry| entry.text.clone());
+        if let (Some(text), Some(failed)) = (text, versions.get_mut(&failed)) {
+            failed.failed = Some(reason.to_owned());
+            if let Some(file) = program.files.get_mut(&format!("{query}.sql")) {
+                text.clone_into(file);
+            }
+            if let Some(entry) = program.queries.get_mut(query) {
+                (entry.version, entry.text) = (to, text);
+            }
+        }
+        program
+    })
+    .await
+}
+
+/// One transaction from the running program to another.
+async fn change(
+    log: &dyn Log,
+    to: impl FnOnce(&ProgramView) -> ProgramView,
+) -> Result<ProgramView, LogError> {
     log.create_topics(&system_topics()).await?;
     let mut writer = log.fence(WRITER_ID).await?;
     let running = View::of(log.latest(TOPIC_PROGRAM).await?).program();
-    let (program, changes) = changes(&running, wanted)?;
+    let program = to(&running);
+    let changes = changes(&running, &program)?;
     if !changes.is_empty() {
         let records = changes.into_iter().map(|record| (TOPIC_PROGRAM.to_owned(), 0, record)).collect();
         writer.commit(Transaction { records, consumed: None }).await?;
@@ -199,16 +275,7 @@ impl View {
         let mut program = ProgramView::default();
         for (key, record) in &self.newest {
             let (Ok(key), Some(value)) = (std::str::from_utf8(key), &record.value) else { continue };
-            let read = match key.split_once('/') {
-                Some(("table", name)) => serde_json::from_slice(value).map(|table| {
-                    program.tables.insert(name.to_owned(), table);
-                }),
-                Some(("query", name)) => serde_json::from_slice(value).map(|query| {
-                    program.queries.insert(name.to_owned(), query);
-                }),
-                _ => continue,
-            };
-            if let Err(error) = read {
+            if let Err(error) = program.take(key, value) {
                 tracing::error!(key, offset = record.offset, %error, "an entry of the program is not readable; left out");
             }
         }
@@ -216,44 +283,85 @@ impl View {
     }
 }
 
-/// `wanted` with its versions, and the records that lead there from `running`.
-fn changes(running: &ProgramView, wanted: &ProgramView) -> Result<(ProgramView, Vec<NewRecord>), LogError> {
-    let mut program = wanted.clone();
-    let mut records = Vec::new();
-    for query in program.queries.values_mut() {
-        query.version = match running.queries.get(&query.name) {
-            None => 1,
-            Some(old) if old.text == query.text => old.version,
-            Some(old) => old.version + 1,
-        };
-    }
-    for (name, table) in &program.tables {
-        if running.tables.get(name) != Some(table) {
-            records.push(entry("table", name, Some(table))?);
+impl ProgramView {
+    /// Takes in an entry; unknown kinds are of a later version of this program and left out.
+    fn take(&mut self, key: &str, value: &[u8]) -> Result<(), serde_json::Error> {
+        match key.split_once('/') {
+            Some(("table", name)) => {
+                drop(self.tables.insert(name.to_owned(), serde_json::from_slice(value)?))
+            }
+            Some(("query", name)) => {
+                drop(self.queries.insert(name.to_owned(), serde_json::from_slice(value)?))
+            }
+            Some(("file", name)) => drop(self.files.insert(name.to_owned(), serde_json::from_slice(value)?)),
+            Some(("version", rest)) => {
+                let (query, entry) = (rest.split('/').next().unwrap_or(rest), serde_json::from_slice(value)?);
+                let VersionEntry { version, .. } = entry;
+                self.versions.entry(query.to_owned()).or_default().insert(version, entry);
+            }
+            _ => {}
         }
+        Ok(())
     }
-    for (name, query) in &program.queries {
-        if running.queries.get(name) != Some(query) {
-            records.push(entry("query", name, Some(query))?);
+
+    /// Every entry by key.
+    fn entries(&self) -> Result<BTreeMap<String, Vec<u8>>, serde_json::Error> {
+        let mut entries = BTreeMap::new();
+        for (name, table) in &self.tables {
+            entries.insert(format!("table/{name}"), serde_json::to_vec(table)?);
         }
+        for (name, query) in &self.queries {
+            entries.insert(format!("query/{name}"), serde_json::to_vec(query)?);
+        }
+        for (name, text) in &self.files {
+            entries.insert(format!("file/{name}"), serde_json::to_vec(text)?);
+        }
+        for (query, versions) in &self.versions {
+            for (version, entry) in versions {
+                entries.insert(format!("version/{query}/{version}"), serde_json::to_vec(entry)?);
+            }
+        }
+        Ok(entries)
     }
-    for name in running.tables.keys().filter(|name| !program.tables.contains_key(*name)) {
-        records.push(entry::<Table>("table", name, None)?);
-    }
-    for name in running.queries.keys().filter(|name| !program.queries.contains_key(*name)) {
-        records.push(entry::<QueryEntry>("query", name, None)?);
-    }
-    Ok((program, records))
 }
 
-fn entry<T: Serialize>(kind: &str, name: &str, value: Option<&T>) -> Result<NewRecord, LogError> {
-    let value =
-        value.map(serde_json::to_vec).transpose().map_err(|error| LogError::Refused(error.to_string()))?;
-    Ok(NewRecord {
-        key: Some(Bytes::from(format!("{kind}/{name}"))),
+/// `wanted` with its versions, as they follow those of `running`.
+fn numbered(running: &ProgramView, wanted: &ProgramView, now: i64) -> ProgramView {
+    let mut program = wanted.clone();
+    program.versions = BTreeMap::new();
+    for query in program.queries.values_mut() {
+        let mut versions = running.versions.get(&query.name).cloned().unwrap_or_default();
+        let highest = versions.keys().next_back().copied().unwrap_or(0);
+        query.version = match running.queries.get(&query.name) {
+            Some(old) if old.text == query.text => old.version,
+            old => old.map_or(0, |old| old.version).max(highest) + 1,
+        };
+        let entry =
+            VersionEntry { version: query.version, text: query.text.clone(), since: now, failed: None };
+        versions.entry(query.version).or_insert(entry);
+        while versions.len() > VERSIONS_KEPT
+            && let Some(oldest) = versions.keys().copied().find(|version| *version != query.version)
+        {
+            versions.remove(&oldest);
+        }
+        program.versions.insert(query.name.clone(), versions);
+    }
+    program
+}
+
+/// The records that lead from one program to another.
+fn changes(running: &ProgramView, program: &ProgramView) -> Result<Vec<NewRecord>, LogError> {
+    let unreadable = |error: serde_json::Error| LogError::Refused(error.to_string());
+    let (before, after) = (running.entries().map_err(unreadable)?, program.entries().map_err(unreadable)?);
+    let record = |key: &str, value: Option<Vec<u8>>| NewRecord {
+        key: Some(Bytes::from(key.to_owned())),
         value: value.map(Bytes::from),
         headers: Vec::new(),
-    })
+    };
+    let gone = before.keys().filter(|key| !after.contains_key(*key)).map(|key| record(key, None));
+    let gone: Vec<_> = gone.collect();
+    let changed = after.into_iter().filter(|(key, value)| before.get(key) != Some(value));
+    Ok(changed.map(|(key, value)| record(&key, Some(value))).chain(gone).collect())
 }
 
 #[cfg(test)]
@@ -283,6 +391,7 @@ mod tests {
         ProgramView {
             tables: BTreeMap::from([(table.name.clone(), table)]),
             queries: queries.iter().map(query).map(|query| (query.name.clone(), query)).collect(),
+            ..ProgramView::default()
         }
     }
 
@@ -296,24 +405,47 @@ mod tests {
         view.program()
     }
 
+    /// The next program, and the records that lead there.
+    fn step(running: &ProgramView, wanted: &ProgramView) -> (ProgramView, Vec<NewRecord>) {
+        let program = numbered(running, wanted, 1_000);
+        let records = changes(running, &program).unwrap();
+        (program, records)
+    }
+
     #[test]
     fn a_query_whose_text_changes_gets_the_next_version() {
-        let (first, one) =
-            changes(&ProgramView::default(), &program(&[("a", "SELECT 1"), ("b", "SELECT 2")])).unwrap();
-        let (second, two) = changes(&first, &program(&[("a", "SELECT 3"), ("b", "SELECT 2")])).unwrap();
+        let (first, one) = step(&ProgramView::default(), &program(&[("a", "SELECT 1"), ("b", "SELECT 2")]));
+        let (second, two) = step(&first, &program(&[("a", "SELECT 3"), ("b", "SELECT 2")]));
         assert_eq!(second.queries["a"].version, 2);
         assert_eq!(second.queries["b"].version, 1);
-        assert_eq!((one.len(), two.len()), (3, 1));
+        // Each query comes with its version.
+        assert_eq!((one.len(), two.len()), (5, 2));
         assert_eq!(replayed(&[one, two]), second);
+        let texts: Vec<_> = second.versions["a"].values().map(|entry| entry.text.as_str()).collect();
+        assert_eq!(texts, ["SELECT 1", "SELECT 3"]);
     }
 
     #[test]
     fn what_is_gone_is_removed_and_what_stays_is_not_written_again() {
-        let (first, one) =
-            changes(&ProgramView::default(), &program(&[("a", "SELECT 1"), ("b", "SELECT 2")])).unwrap();
-        let (second, two) = changes(&first, &program(&[("b", "SELECT 2")])).unwrap();
-        assert_eq!(two.len(), 1);
+        let (first, one) = step(&ProgramView::default(), &program(&[("a", "SELECT 1"), ("b", "SELECT 2")]));
+        let (second, two) = step(&first, &program(&[("b", "SELECT 2")]));
+        assert_eq!(two.len(), 2);
         assert_eq!(replayed(&[one, two]), second);
-        assert!(changes(&second, &second).unwrap().1.is_empty());
+        assert!(step(&second, &second).1.is_empty());
+    }
+
+    #[test]
+    fn a_number_is_never_given_twice_and_old_versions_are_forgotten() {
+        let (mut running, _) = step(&ProgramView::default(), &program(&[("a", "SELECT 0")]));
+        for n in 1..60 {
+            running = step(&running, &program(&[("a", &format!("SELECT {n}"))])).0;
+        }
+        let kept: Vec<u64> = running.versions["a"].keys().copied().collect();
+        assert_eq!(kept, (11..=60).collect::<Vec<_>>());
+        // Rolled back to 59: the next one is 61 all the same.
+        let query = running.queries.get_mut("a").unwrap();
+        (query.version, query.text) = (59, "SELECT 58".to_owned());
+        let (next, _) = step(&running, &program(&[("a", "SELECT 59")]));
+        assert_eq!(next.queries["a"].version, 61);
     }
 }

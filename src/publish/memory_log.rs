@@ -132,6 +132,13 @@ impl Log for MemoryLog {
         }))
     }
 
+    async fn offset_at(&self, topic: &str, partition: u32, timestamp_ms: i64) -> Result<i64, LogError> {
+        let records = self.records(topic, partition as usize);
+        let found = records.iter().find(|record| record.timestamp_ms >= timestamp_ms);
+        let end = records.last().map_or(0, |record| record.offset + 1);
+        Ok(found.map_or(end, |record| record.offset))
+    }
+
     async fn fence(&self, writer_id: &str) -> Result<Box<dyn Writer>, LogError> {
         let mut state = lock(&self.state);
         let epoch = state.epochs.entry(writer_id.to_owned()).or_default();

@@ -15,6 +15,7 @@ pub mod diagnostic;
 mod emoji;
 mod errors;
 mod event_time;
+mod explain;
 pub mod files;
 pub mod functions;
 mod generated;
@@ -31,6 +32,7 @@ use arrow::datatypes::SchemaRef;
 
 use crate::reaction::table::Table;
 pub use diagnostic::{Diagnostic, Severity};
+pub use explain::explain;
 pub use files::load_folder;
 pub use program::{declaring_file, plan_program, plan_program_with, warning_at_watermark};
 

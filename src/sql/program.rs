@@ -17,7 +17,8 @@ use super::parse::{CreateTable, Statement, StatementKind, parse};
 use super::planner::{Planner, Relation};
 
 use super::{
-    Diagnostic, Output, Program, Query, Select, Severity, SqlFile, catalog, checks, cut, errors, generated, rewrite,
+    Diagnostic, Output, Program, Query, Select, Severity, SqlFile, catalog, checks, cut, errors, generated,
+    rewrite,
 };
 use crate::reaction::schema::arrow_type;
 use crate::reaction::table::{Connector, Format, Table, TableKind, TableOptions};
@@ -278,7 +279,8 @@ impl Build {
         let Some(plan) = self.plan(file, select) else { return };
         let columns = Arc::clone(plan.schema().inner());
         let name = file.name.clone();
-        let mut query = Query { name, text: file.text.clone(), sources: vec![], cuts: vec![], outputs: vec![] };
+        let mut query =
+            Query { name, text: file.text.clone(), sources: vec![], cuts: vec![], outputs: vec![] };
         match self.output(file, printed(), select, plan, &mut query.cuts) {
             Ok(output) => {
                 query.outputs.push(output);
@@ -320,7 +322,8 @@ impl Build {
             cut::Part::Windowed(_) => None,
         });
         let names: BTreeSet<&String> = inputs.chain(row_wise).collect();
-        let mut sources: Vec<Table> = self.tables.iter().filter(|table| names.contains(&table.name)).cloned().collect();
+        let mut sources: Vec<Table> =
+            self.tables.iter().filter(|table| names.contains(&table.name)).cloned().collect();
         sources.sort_by(|a, b| a.name.cmp(&b.name));
         sources
     }

@@ -26,6 +26,25 @@ fn text(bytes: &[u8]) -> &str {
 }
 
 #[test]
+fn explain_says_what_lies_below_at_and_above_the_cut() {
+    let folder = with_shipped_sql();
+    let output = check(folder.path(), &["--explain"]);
+    let said = text(&output.stdout);
+    let places = [
+        "below the cut",
+        "read    reactions",
+        "at the cut",
+        "tumble(2 s)",
+        "key     reactions.emoji_type",
+        "above the cut",
+        "WindowedRows",
+    ];
+    let found: Vec<_> = places.iter().map(|place| said.find(place)).collect();
+    assert!(found.iter().all(Option::is_some) && found.is_sorted(), "{found:?}: {said}");
+    assert!(!text(&check(folder.path(), &[]).stdout).contains("the cut"));
+}
+
+#[test]
 fn the_shipped_folder_passes_whole_and_file_by_file() {
     let folder = with_shipped_sql();
     for args in

@@ -34,6 +34,7 @@ macro_rules! conforms {
 conforms!(
     records_come_back_in_order,
     a_reader_goes_on_from_any_offset,
+    a_time_is_found_as_an_offset,
     a_dropped_read_loses_nothing,
     topics_are_created_once,
     a_transaction_is_seen_as_a_whole(true),

@@ -318,6 +318,27 @@ pub(crate) async fn a_trim_removes_what_is_below(log: Arc<dyn Log>) {
     assert!(offset >= end, "{offset} after {end}");
 }
 
+/// A time is found in the stamps of the records; past the last stamp there is the end.
+pub(crate) async fn a_time_is_found_as_an_offset(log: Arc<dyn Log>) {
+    let name = topic(&log, "times", 1, DAY).await;
+    assert_eq!(log.offset_at(&name, 0, 0).await.unwrap(), 0, "an empty partition ends where it begins");
+    for n in 0..5 {
+        log.append(&name, 0, vec![record(n)]).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let records = read_all(&log, &name, 0).await;
+    assert!(records.first().unwrap().timestamp_ms < records.last().unwrap().timestamp_ms);
+    for record in &records {
+        let first = records.iter().find(|other| other.timestamp_ms >= record.timestamp_ms).unwrap();
+        assert_eq!(log.offset_at(&name, 0, record.timestamp_ms).await.unwrap(), first.offset);
+    }
+    let (first, last) = (records[0].offset, records[4].timestamp_ms);
+    assert_eq!(log.offset_at(&name, 0, i64::MIN).await.unwrap(), first);
+    assert_eq!(log.offset_at(&name, 0, last + 1).await.unwrap(), range(&log, &name, 0).await.end);
+    let unknown = log.offset_at(&name, 1, 0).await.unwrap_err();
+    assert!(matches!(unknown, LogError::UnknownTopic(_)), "{unknown}");
+}
+
 /// Whoever was told that all up to a time was returned gets no record any more whose append was answered before it.
 /// `from_call`: none that was stamped before it, and not even one whose append was called before it.
 pub(crate) async fn a_proof_of_completeness_holds(log: Arc<dyn Log>, from_call: bool) {

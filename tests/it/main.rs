@@ -3,6 +3,7 @@
 // Clippy's exception for tests covers the test functions, not what they call.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod changes;
 mod check;
 mod cli;
 mod crash;
@@ -19,5 +20,6 @@ mod publish;
 mod run;
 mod simulate;
 mod sql;
+mod standby;
 mod support;
 mod tables;

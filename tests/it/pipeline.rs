@@ -79,8 +79,7 @@ impl Stage {
     /// As after `kill -9`: only the log and the last commit are left.
     fn restart(&mut self) {
         let start = Start::decide(&self.query, self.checkpoint.as_ref(), &[vec![0; self.log.len()]]);
-        let partition =
-            |lane: &Lane| Partition::new(Arc::clone(&self.query), *lane, RULES, start.emitted).unwrap();
+        let partition = |lane: &Lane| Partition::new(Arc::clone(&self.query), *lane, RULES, &start).unwrap();
         self.partitions = start.lanes.iter().map(partition).collect();
         self.closer = Closer::new(Arc::clone(&self.query), 1, &start);
         let saved = self.saved.iter().map(|(key, value)| (key.as_bytes(), value.as_slice()));
@@ -371,20 +370,31 @@ fn every_row_is_accounted_once_whatever_became_of_it() {
 }
 
 #[test]
-fn a_change_at_the_cut_starts_at_the_next_boundary_and_names_the_gap() {
+fn a_change_at_the_cut_emits_every_window_that_ends_later_whole_and_begins_its_account_with_them() {
     let row = |ms| ("u".to_owned(), "a".to_owned(), "main".to_owned(), ms);
-    let mut stage = Stage::new(compile(TABLES, EMOJI_COUNTS), 1);
-    stage.append(0, &[row(10_000), row(12_500), row(15_000), row(18_500)], 18_500);
-    stage.read_all();
-    assert_eq!(stage.emitted.len(), 3, "10 s, 12 s and 14 s");
-    let changed = compile(TABLES, &EMOJI_COUNTS.replace("2 seconds", "5 seconds"));
-    let start = Start::decide(&changed, stage.checkpoint.as_ref(), &[vec![0]]);
-    let gap = start.gap.unwrap();
-    assert_eq!((gap.from, gap.to, start.emitted), (18_000 * MS, 20_000 * MS, Some(20_000 * MS)));
-    let aligned = compile(TABLES, &EMOJI_COUNTS.replace("2 seconds", "6 seconds"));
-    let start = Start::decide(&aligned, stage.checkpoint.as_ref(), &[vec![0]]);
-    assert_eq!((start.gap, start.emitted), (None, Some(18_000 * MS)));
-    assert_eq!(start.lanes[0].from.resume, 0, "the one record holds a row of the open window");
+    // Another width; where its first window starts; its rows; what else was accepted.
+    for (width, starts, rows) in [("6 seconds", 18, 1), ("2 seconds", 18, 1), ("5 seconds", 15, 3)] {
+        let mut stage = Stage::new(compile(TABLES, EMOJI_COUNTS), 1);
+        for rows in [&[row(10_000), row(12_500)][..], &[row(15_000), row(16_000)], &[row(18_500)]] {
+            stage.append(0, rows, rows[0].3);
+        }
+        stage.read_all();
+        assert_eq!(stage.emitted.len(), 4, "10 s, 12 s, 14 s and 16 s");
+        let changed = EMOJI_COUNTS
+            .replace("2 seconds", width)
+            .replace("FROM reactions", "FROM reactions WHERE room <> ''");
+        stage.query = compile(TABLES, &changed);
+        stage.emitted.clear();
+        stage.restart();
+        stage.append(0, &[row(18_700), row(1_000)], 18_700);
+        stage.read_all();
+        stage.end(40_000);
+        let window = |row: &Map<String, Value>| (row["window_start"].clone(), row["count"].clone());
+        let expected = (Value::from(format!("1970-01-01T00:00:{starts}Z")), Value::from(rows + 1));
+        assert_eq!(stage.emitted.iter().map(window).collect::<Vec<_>>(), [expected], "{width}");
+        let figures = stage.checkpoint.as_ref().unwrap().figures;
+        assert_eq!((figures.accepted, figures.counted, figures.late), (rows + 2, rows + 1, 1), "{width}");
+    }
 }
 
 #[test]

@@ -161,7 +161,7 @@ pub(super) fn due(db: &Connection, topics: &[Arc<Topic>], now_ms: i64) -> Result
 }
 
 /// The first offset stamped at or after `since_ms`, by bisection: stamps never fall along a partition.
-fn first_since(db: &Connection, partition: &Partition, since_ms: i64) -> rusqlite::Result<i64> {
+pub(super) fn first_since(db: &Connection, partition: &Partition, since_ms: i64) -> rusqlite::Result<i64> {
     let range = partition.range();
     let mut stamp = db.prepare_cached(&partition.sql.stamp_from)?;
     let (mut low, mut high) = (range.start, range.end);

@@ -303,6 +303,14 @@ impl Log for EmbeddedLog {
         Ok(Box::new(EmbeddedReader::new(Arc::clone(&self.shared), partition, offset)?))
     }
 
+    async fn offset_at(&self, topic: &str, partition: u32, timestamp_ms: i64) -> Result<i64, LogError> {
+        let partition = self.shared.topics.partition(topic, partition)?;
+        let find = move |db: &rusqlite::Connection| {
+            housekeeping::first_since(db, &partition, timestamp_ms).map_err(|error| not_written(&error))
+        };
+        self.shared.pool.with(find).await
+    }
+
     async fn fence(&self, writer_id: &str) -> Result<Box<dyn Writer>, LogError> {
         let id: Arc<str> = Arc::from(writer_id);
         let epoch = self.submit(Work::Fence(Arc::clone(&id)), Vec::new(), 0).await?;

@@ -185,6 +185,24 @@ impl Meta {
         })
     }
 
+    /// The first offset stamped at or after that time; the end of what is decided when there is none.
+    pub(super) fn offset_at(&self, place: &Place, timestamp_ms: i64) -> Result<i64, LogError> {
+        let places = BTreeSet::from([place.clone()]);
+        // Before the question: a record appended meanwhile is at or after it.
+        let end = self.end(place, Counting::Stable)?;
+        // Negative times have special meanings; no record is stamped so early.
+        let at = Offset::Offset(timestamp_ms.max(0));
+        let found =
+            self.offsets(&self.stable, &places, at, ANSWER).map_err(|error| failed(&place.0, &error))?;
+        let found = found.get(place).ok_or_else(|| {
+            LogError::Unavailable(format!(
+                "the brokers do not say what {}/{} has since then",
+                place.0, place.1
+            ))
+        })?;
+        Ok((*found).min(end))
+    }
+
     /// Asks, and where an answer is missing asks for the leaders anew and then once more: this kind of question
     /// leaves an outdated leader epoch in librdkafka's cache for a quarter of an hour (seen after a broker had hung).
     fn offsets(
@@ -231,9 +249,13 @@ fn list_offsets(
     let answer = client.offsets_for_times(list, timeout)?;
     let mut offsets = HashMap::with_capacity(places.len());
     for element in answer.elements() {
-        if let (Ok(()), Offset::Offset(offset)) = (element.error(), element.offset()) {
-            offsets.insert((element.topic().to_owned(), element.partition()), offset);
-        }
+        let offset = match (element.error(), element.offset()) {
+            (Ok(()), Offset::Offset(offset)) => offset,
+            // The answer when nothing is stamped so late.
+            (Ok(()), Offset::End) => i64::MAX,
+            _ => continue,
+        };
+        offsets.insert((element.topic().to_owned(), element.partition()), offset);
     }
     Ok(offsets)
 }

@@ -11,6 +11,7 @@
 mod append;
 mod ends;
 mod latest;
+mod lease;
 mod meta;
 mod reader;
 mod settings;
@@ -33,8 +34,13 @@ use self::append::Appender;
 use self::ends::Ends;
 use self::meta::Meta;
 use self::reader::KafkaReader;
-use super::{Log, LogError, NewRecord, PartitionRange, Reader, Record, TopicSpec, Writer, failpoint};
+use super::{
+    Lease, Log, LogError, NewRecord, PartitionRange, Reader, Record, Retention, TopicSpec, Writer, failpoint,
+    lease_topic,
+};
 
+/// Nothing is ever written to a lease's topic.
+const LEASE_RETENTION: Duration = Duration::from_secs(24 * 3600);
 /// How long the first broker may take to answer.
 const CONNECT: Duration = Duration::from_secs(10);
 
@@ -100,6 +106,15 @@ impl Log for KafkaLog {
         Ok(Box::new(blocking(open).await?))
     }
 
+    async fn offset_at(&self, topic: &str, partition: u32, timestamp_ms: i64) -> Result<i64, LogError> {
+        let (meta, topic) = (Arc::clone(&self.meta), topic.to_owned());
+        blocking(move || {
+            meta.require(&topic, partition)?;
+            meta.offset_at(&(topic, number(partition)), timestamp_ms)
+        })
+        .await
+    }
+
     async fn fence(&self, writer_id: &str) -> Result<Box<dyn Writer>, LogError> {
         Ok(Box::new(writer::fence(&self.settings, writer_id).await?))
     }
@@ -107,6 +122,14 @@ impl Log for KafkaLog {
     async fn latest(&self, topic: &str) -> Result<BTreeMap<Bytes, Record>, LogError> {
         let (settings, meta, topic) = (self.settings.clone(), Arc::clone(&self.meta), topic.to_owned());
         blocking(move || latest::latest(&settings, &meta, &topic)).await
+    }
+
+    async fn lease(&self, name: &str) -> Result<Arc<dyn Lease>, LogError> {
+        let retention = Retention::Age(LEASE_RETENTION);
+        let topic = lease_topic(name);
+        let spec = TopicSpec { name: topic.clone(), partitions: 1, retention, log_append_time: false };
+        self.create_topics(&[spec]).await?;
+        Ok(Arc::new(lease::join(&self.settings, &format!("emostream.{name}"), &topic)?))
     }
 
     async fn trim(&self, topic: &str, partition: u32, offset: i64) -> Result<(), LogError> {

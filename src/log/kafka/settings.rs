@@ -174,6 +174,24 @@ impl KafkaSettings {
         )
     }
 
+    /// A member of a group that shares out a lease: a broker's least session time by default, and a heartbeat in a third
+    /// of it. The lease's topic holds nothing that could be read.
+    pub(super) fn lease(&self, group: &str) -> ClientConfig {
+        let mut config = self.client();
+        config.set("session.timeout.ms", "6000");
+        config.set("heartbeat.interval.ms", "2000");
+        self.finish(
+            config,
+            &[
+                ("group.id", group),
+                ("partition.assignment.strategy", "cooperative-sticky"),
+                ("auto.offset.reset", "latest"),
+                ("enable.auto.commit", "false"),
+                ("enable.auto.offset.store", "false"),
+            ],
+        )
+    }
+
     /// A consumer that only lends a group's name to a transaction.
     pub(super) fn group(&self, group: &str) -> ClientConfig {
         self.finish(self.client(), &[("group.id", group), ("enable.auto.commit", "false")])

@@ -78,7 +78,8 @@ impl Running {
         windows(&self.poll(&format!("/v1/results/{sink}"), |answer| enough(&windows(answer))).await)
     }
 
-    async fn poll(&self, path: &str, enough: impl Fn(&Value) -> bool) -> Value {
+    /// Waits until an answer satisfies `enough`, and returns it.
+    pub(crate) async fn poll(&self, path: &str, enough: impl Fn(&Value) -> bool) -> Value {
         let mut last = Value::Null;
         let polling = async {
             loop {

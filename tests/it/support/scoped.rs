@@ -46,6 +46,10 @@ impl Log for Scoped {
         self.log.reader(&self.name(topic), partition, offset).await
     }
 
+    async fn offset_at(&self, topic: &str, partition: u32, timestamp_ms: i64) -> Result<i64, LogError> {
+        self.log.offset_at(&self.name(topic), partition, timestamp_ms).await
+    }
+
     async fn fence(&self, writer_id: &str) -> Result<Box<dyn Writer>, LogError> {
         let writer = self.log.fence(&self.name(writer_id)).await?;
         Ok(Box::new(ScopedWriter { writer, prefix: self.prefix.clone() }))

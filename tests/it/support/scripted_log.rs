@@ -132,6 +132,10 @@ impl Log for ScriptedLog {
         not_scripted()
     }
 
+    async fn offset_at(&self, _: &str, _: u32, _: i64) -> Result<i64, LogError> {
+        not_scripted()
+    }
+
     async fn fence(&self, _: &str) -> Result<Box<dyn Writer>, LogError> {
         not_scripted()
     }

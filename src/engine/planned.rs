@@ -1,0 +1,174 @@
+//! Files → a planned program with every query compiled: what is checked before anything that runs is touched.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::change;
+use super::compile::CompiledQuery;
+use crate::log::program::{ProgramView, QueryEntry};
+use crate::reaction::table::{Connector, Table, TableKind};
+use crate::sql::{self, Diagnostic, Severity, SqlFile};
+
+/// The files' texts by name without folder.
+pub(super) type Files = BTreeMap<String, String>;
+
+/// A query that compiles.
+#[derive(Clone, Debug)]
+pub(super) struct PlannedQuery {
+    pub(super) text: String,
+    /// What lies below, at and above the cut, in words.
+    pub(super) plan: String,
+    /// Text, tables and plan: equal when nothing at all changed.
+    pub(super) identity: String,
+    /// The topics that it reads.
+    topics: String,
+    pub(super) compiled: Arc<CompiledQuery>,
+}
+
+impl PlannedQuery {
+    pub(super) fn as_compared(&self) -> change::Version<'_> {
+        change::Version {
+            plan: &self.identity,
+            fingerprint: &self.compiled.fingerprint,
+            topic: &self.topics,
+            rhythm: self.compiled.rhythm(),
+        }
+    }
+}
+
+/// A program that can run.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Planned {
+    pub(super) files: Files,
+    pub(super) tables: Vec<Table>,
+    pub(super) queries: BTreeMap<String, PlannedQuery>,
+    pub(super) warnings: Vec<Diagnostic>,
+}
+
+impl Planned {
+    /// Plans and compiles. Takes as long as a planner takes: not for a thread that serves others.
+    ///
+    /// # Errors
+    /// Everything that is wrong, each at its place; files are named as in `folder`.
+    pub(super) fn of(folder: &Path, files: &Files) -> Result<Self, Vec<Diagnostic>> {
+        let named = |(name, text): (&String, &String)| SqlFile {
+            name: folder.join(name).display().to_string(),
+            text: text.clone(),
+        };
+        let named: Vec<SqlFile> = files.iter().map(named).collect();
+        let program = sql::plan_program(&named)?;
+        if !program.tables.iter().any(|table| table.kind == TableKind::Source) {
+            let message = "no file declares a source table (CREATE TABLE … WITH (type = 'source', …))";
+            return Err(vec![at_start(folder.display().to_string(), message, "")]);
+        }
+        if let Some(table) = program.tables.iter().find(|table| table.with.connector != Connector::Kafka) {
+            let message =
+                format!("table '{}' is not in the log: only connector 'kafka' runs here", table.name);
+            return Err(vec![Diagnostic { message, ..place_of(files, folder, &table.name) }]);
+        }
+        let (mut queries, mut refused) = (BTreeMap::new(), Vec::new());
+        for query in &program.queries {
+            match CompiledQuery::compile(query) {
+                Ok(compiled) => {
+                    let (plan, text) = (sql::explain(query), query.text.clone());
+                    let sinks: Vec<&Table> = query.sinks().collect();
+                    let identity = format!("{text}\n{plan}\n{:?}\n{sinks:?}", query.sources);
+                    let (topics, compiled) = (compiled.topics(), Arc::new(compiled));
+                    queries
+                        .insert(query.name.clone(), PlannedQuery { text, plan, identity, topics, compiled });
+                }
+                Err(error) => {
+                    let file = folder.join(file_of(&query.name)).display().to_string();
+                    let line = query.text.lines().next().unwrap_or_default();
+                    refused.push(at_start(file, &error.to_string(), line));
+                }
+            }
+        }
+        if !refused.is_empty() {
+            return Err(refused);
+        }
+        Ok(Self { files: files.clone(), tables: program.tables, queries, warnings: program.warnings })
+    }
+
+    /// As it is stored in the log; versions are given there.
+    pub(super) fn view(&self) -> ProgramView {
+        let entry = |(name, query): (&String, &PlannedQuery)| {
+            let entry = QueryEntry {
+                name: name.clone(),
+                text: query.text.clone(),
+                version: 0,
+                sinks: query.compiled.outputs.iter().map(|output| output.sink.name.clone()).collect(),
+                sources: query.compiled.sources.iter().map(|source| source.table.name.clone()).collect(),
+            };
+            (name.clone(), entry)
+        };
+        ProgramView {
+            tables: self.tables.iter().map(|table| (table.name.clone(), table.clone())).collect(),
+            queries: self.queries.iter().map(entry).collect(),
+            versions: BTreeMap::new(),
+            files: self.files.clone(),
+        }
+    }
+
+    /// What of the tables cannot change while they are in use.
+    pub(super) fn refuse_table_changes(&self, running: &Self, folder: &Path) -> Result<(), Vec<Diagnostic>> {
+        let mut refused = Vec::new();
+        for old in &running.tables {
+            let Some(new) = self.tables.iter().find(|table| table.name == old.name) else { continue };
+            let mut refuse = |message: String| {
+                let place = place_of(&self.files, folder, &old.name);
+                let suggestion = "declare a table with another name and topic beside it";
+                refused.push(Diagnostic { message, suggestion: Some(suggestion.to_owned()), ..place });
+            };
+            if (old.kind, &old.topic, old.format) != (new.kind, &new.topic, new.format) {
+                let what = "type, topic and format of a table in use cannot change";
+                refuse(format!("table '{}': {what}", old.name));
+            }
+            for column in &old.columns {
+                let changed = new.column(&column.name).filter(|(_, new)| new.data_type != column.data_type);
+                if let Some((_, new)) = changed {
+                    let (from, to) = (column.data_type.sql_name(), new.data_type.sql_name());
+                    refuse(format!(
+                        "column '{}' of '{}' is {from} and cannot become {to}: records hold it so",
+                        column.name, old.name
+                    ));
+                }
+            }
+        }
+        if refused.is_empty() { Ok(()) } else { Err(refused) }
+    }
+}
+
+/// The name of a query's file.
+pub(super) fn file_of(query: &str) -> String {
+    format!("{query}.sql")
+}
+
+/// An error at the first character of a file.
+pub(super) fn at_start(file: String, message: &str, source_line: &str) -> Diagnostic {
+    Diagnostic {
+        file,
+        line: 1,
+        column: 1,
+        severity: Severity::Error,
+        message: message.to_owned(),
+        suggestion: None,
+        source_line: source_line.to_owned(),
+    }
+}
+
+/// Where a table is declared, by the first line that names it in a file that creates tables.
+fn place_of(files: &Files, folder: &Path, table: &str) -> Diagnostic {
+    let creates = |line: &str| {
+        let line = line.to_lowercase();
+        line.contains("create table") && line.contains(table)
+    };
+    for (name, text) in files {
+        if let Some((index, line)) = text.lines().enumerate().find(|(_, line)| creates(line)) {
+            let file = folder.join(name).display().to_string();
+            return Diagnostic { line: index as u64 + 1, ..at_start(file, "", line) };
+        }
+    }
+    at_start(folder.display().to_string(), "", "")
+}
