@@ -17,6 +17,7 @@ mod log_conformance;
 mod pipeline;
 mod publish;
 mod simulate;
+mod simulation;
 mod sql;
 mod support;
 mod tables;
