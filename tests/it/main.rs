@@ -15,6 +15,7 @@ mod kafka;
 mod kafka_conformance;
 mod kafka_foreign_reader;
 mod log_conformance;
+mod oracle;
 mod pipeline;
 mod publish;
 mod simulate;
