@@ -249,7 +249,7 @@ impl<'a> Parts<'a> {
         match plan {
             LogicalPlan::Aggregate(aggregate) => Ok(Self {
                 input: &aggregate.input,
-                group: aggregate.group_expr.clone(),
+                group: distinct(&aggregate.group_expr),
                 aggregates: &aggregate.aggr_expr,
                 schema: Arc::clone(&aggregate.schema),
             }),
@@ -262,6 +262,17 @@ impl<'a> Parts<'a> {
             _ => refuse(Anchor::Query, "the query counts nothing in a window", GROUP_BY_WINDOW),
         }
     }
+}
+
+/// The schema has each group expression once, however often GROUP BY names it.
+fn distinct(exprs: &[Expr]) -> Vec<Expr> {
+    let mut distinct: Vec<Expr> = Vec::with_capacity(exprs.len());
+    for expr in exprs {
+        if !distinct.contains(expr) {
+            distinct.push(expr.clone());
+        }
+    }
+    distinct
 }
 
 type Keys = Vec<(usize, Expr)>;

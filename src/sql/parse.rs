@@ -7,7 +7,7 @@ use datafusion::sql::sqlparser::ast::{DataType, Expr, Ident, Statement as SqlSta
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
-use datafusion::sql::sqlparser::tokenizer::{Location, Span, Token, TokenWithSpan};
+use datafusion::sql::sqlparser::tokenizer::{Location, Span, Token, TokenWithSpan, Tokenizer};
 
 use super::diagnostic::{Finding, nearest};
 
@@ -71,10 +71,14 @@ pub(crate) fn parse(text: &str) -> (Vec<Statement>, Vec<Finding>) {
     let dialect = GenericDialect {};
     let mut statements = Vec::new();
     let mut findings = Vec::new();
-    let mut parser = match Parser::new(&dialect).try_with_sql(text) {
-        Ok(parser) => parser,
-        Err(error) => return (statements, vec![finding_of(error)]),
+    let tokens = match Tokenizer::new(&dialect, text).tokenize_with_location() {
+        Ok(tokens) => tokens,
+        Err(error) => return (statements, vec![finding_of(error.into())]),
     };
+    if let Some(at) = nested_without_limit(&tokens) {
+        return (statements, vec![Finding::error(at, "the statement is nested too deeply")]);
+    }
+    let mut parser = Parser::new(&dialect).with_tokens_with_locations(tokens);
     loop {
         while parser.consume_token(&Token::SemiColon) {}
         let first = parser.peek_token();
@@ -93,6 +97,29 @@ pub(crate) fn parse(text: &str) -> (Vec<Statement>, Vec<Finding>) {
             }
         }
     }
+}
+
+/// Where words nest that sqlparser follows as deep as they go, until the stack ends: an INTERVAL of an INTERVAL, an ARRAY
+/// of an ARRAY, a STRUCT in a STRUCT. All else it limits itself.
+fn nested_without_limit(tokens: &[TokenWithSpan]) -> Option<Span> {
+    const LIMIT: usize = 50;
+    let mut opened = [0; 2];
+    let mut tokens = tokens.iter().filter(|token| !matches!(token.token, Token::Whitespace(_))).peekable();
+    while let Some(token) = tokens.next() {
+        let before_type = matches!(tokens.peek().map(|next| &next.token), Some(Token::Lt | Token::LParen));
+        match &token.token {
+            Token::Word(word) if word.keyword == Keyword::INTERVAL => opened[0] += 1,
+            Token::Word(word) if word.keyword != Keyword::NoKeyword && before_type => opened[1] += 1,
+            Token::Lt | Token::LParen => {}
+            // A value, or the end of something: what was opened holds it. Only a field's name stands within what is open.
+            Token::Word(word) if word.keyword == Keyword::NoKeyword => opened[0] = 0,
+            _ => opened = [0; 2],
+        }
+        if opened.iter().any(|depth| *depth > LIMIT) {
+            return Some(token.span);
+        }
+    }
+    None
 }
 
 /// Goes behind the next semicolon, unless the statement was given up at it.

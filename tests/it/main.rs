@@ -9,6 +9,7 @@ mod crash;
 mod embedded_log;
 mod end_to_end;
 mod examples;
+mod fuzz_sql;
 mod golden;
 mod ingest;
 mod kafka;

@@ -2,6 +2,7 @@
 
 pub(crate) mod binary;
 pub(crate) mod books;
+pub(crate) mod damage;
 pub(crate) mod dying;
 pub(crate) mod kafka;
 pub(crate) mod load;
