@@ -75,8 +75,8 @@ pub(crate) fn parse(text: &str) -> (Vec<Statement>, Vec<Finding>) {
         Ok(tokens) => tokens,
         Err(error) => return (statements, vec![finding_of(error.into())]),
     };
-    if let Some(at) = nested_without_limit(&tokens) {
-        return (statements, vec![Finding::error(at, "the statement is nested too deeply")]);
+    if let Some(finding) = too_deep(&tokens) {
+        return (statements, vec![finding]);
     }
     let mut parser = Parser::new(&dialect).with_tokens_with_locations(tokens);
     loop {
@@ -99,27 +99,69 @@ pub(crate) fn parse(text: &str) -> (Vec<Statement>, Vec<Finding>) {
     }
 }
 
-/// Where words nest that sqlparser follows as deep as they go, until the stack ends: an INTERVAL of an INTERVAL, an ARRAY
-/// of an ARRAY, a STRUCT in a STRUCT. All else it limits itself.
-fn nested_without_limit(tokens: &[TokenWithSpan]) -> Option<Span> {
-    const LIMIT: usize = 50;
-    let mut opened = [0; 2];
+/// Where a text nests deeper than the parser and the planner have stack or time for. Operators in a row make a tree as deep
+/// as the row is long; an INTERVAL of an INTERVAL, a type in a type are followed as deep as they go; and intervals, brackets
+/// in brackets and sub-selects are read twice at each level, so that time doubles with each. All other nesting sqlparser
+/// limits itself.
+fn too_deep(tokens: &[TokenWithSpan]) -> Option<Finding> {
+    const OPERATORS: usize = 500;
+    const INTERVALS: usize = 4;
+    const TYPES: usize = 16;
+    const SELECTS: usize = 12;
+    let refuse = |at: &TokenWithSpan, message: &str| Some(Finding::error(at.span, message));
+    let mut intervals = 0;
+    let mut types = 0;
+    // By open bracket: operators since the last comma; and whether a bracket or a sub-select comes at once.
+    let mut operators = vec![0];
+    let mut selects = vec![false];
     let mut tokens = tokens.iter().filter(|token| !matches!(token.token, Token::Whitespace(_))).peekable();
     while let Some(token) = tokens.next() {
-        let before_type = matches!(tokens.peek().map(|next| &next.token), Some(Token::Lt | Token::LParen));
+        let keyword = keyword_of(token);
+        let opens = matches!(tokens.peek().map(|next| &next.token), Some(Token::Lt | Token::LParen));
+        let selecting = tokens.peek().is_some_and(|next| {
+            next.token == Token::LParen || matches!(keyword_of(next), Some(Keyword::SELECT | Keyword::WITH))
+        });
+        intervals = if keyword == Some(Keyword::INTERVAL) { intervals + 1 } else { 0 };
+        types = match (&token.token, keyword) {
+            (_, Some(keyword)) if keyword != Keyword::NoKeyword && opens => types + 1,
+            // A field's name stands within a STRUCT.
+            (Token::Lt | Token::LParen, _) | (_, Some(Keyword::NoKeyword)) => types,
+            _ => 0,
+        };
         match &token.token {
-            Token::Word(word) if word.keyword == Keyword::INTERVAL => opened[0] += 1,
-            Token::Word(word) if word.keyword != Keyword::NoKeyword && before_type => opened[1] += 1,
-            Token::Lt | Token::LParen => {}
-            // A value, or the end of something: what was opened holds it. Only a field's name stands within what is open.
-            Token::Word(word) if word.keyword == Keyword::NoKeyword => opened[0] = 0,
-            _ => opened = [0; 2],
+            Token::LParen => {
+                operators.push(0);
+                selects.push(selecting);
+            }
+            Token::RParen if operators.len() > 1 => drop((operators.pop(), selects.pop())),
+            Token::Comma | Token::SemiColon => {
+                operators.iter_mut().rev().take(1).for_each(|count| *count = 0)
+            }
+            Token::Number(..) | Token::SingleQuotedString(_) | Token::Period => {}
+            _ if matches!(keyword, None | Some(Keyword::AND | Keyword::OR)) => {
+                operators.iter_mut().rev().take(1).for_each(|count| *count += 1);
+            }
+            _ => {}
         }
-        if opened.iter().any(|depth| *depth > LIMIT) {
-            return Some(token.span);
+        let deep = selects.iter().filter(|selecting| **selecting).count();
+        if intervals > INTERVALS || types > TYPES || deep > SELECTS {
+            return refuse(token, "the statement is nested too deeply");
+        }
+        if operators.last().is_some_and(|count| *count > OPERATORS) {
+            let finding = refuse(token, "more than 500 operators in a row");
+            return finding
+                .map(|finding| finding.help("write IN (…), or compute parts of it in a sub-select"));
         }
     }
     None
+}
+
+/// None for what is no word.
+fn keyword_of(token: &TokenWithSpan) -> Option<Keyword> {
+    match &token.token {
+        Token::Word(word) => Some(word.keyword),
+        _ => None,
+    }
 }
 
 /// Goes behind the next semicolon, unless the statement was given up at it.

@@ -75,7 +75,7 @@ pub(crate) fn text(good: &str, other: &str, random: &mut StdRng) -> String {
             format!("{}{}{}", &good[..from], &other[a..b], &good[to..])
         }
         5 => {
-            let times = [20, 200, 3000][random.random_range(0..3)];
+            let times = [3, 20, 40, 3000][random.random_range(0..4)];
             let last = (at + random.random_range(0..4)).min(mine.len() - 1);
             let piece = &good[from..mine[last].1];
             format!("{}{}{}", &good[..from], format!("{piece} ").repeat(times), &good[mine[last].1..])
