@@ -24,7 +24,7 @@ use crate::reaction::time::parse_rfc3339;
 
 const CLIENT: EventTimeRule = EventTimeRule::Client { future_tolerance_ns: 5_000_000_000 };
 
-fn receipt_ns() -> i64 {
+pub(super) fn receipt_ns() -> i64 {
     parse_rfc3339("2026-11-21T12:00:00Z").unwrap()
 }
 
@@ -47,7 +47,7 @@ fn table(columns: Vec<Column>) -> Table {
 }
 
 /// The table of the first two files.
-fn reactions() -> Decoder {
+pub(super) fn reactions() -> Decoder {
     Decoder::new(&table(vec![
         column("user_id", ColumnType::Text, false, None),
         column("emoji_type", ColumnType::Text, false, None),
@@ -58,7 +58,7 @@ fn reactions() -> Decoder {
 }
 
 /// A table with every type, all nullable but the first.
-fn every_type() -> Decoder {
+pub(super) fn every_type() -> Decoder {
     Decoder::new(&table(vec![
         column("timestamp", ColumnType::Timestamp, false, Some(DefaultValue::Now)),
         column("t", ColumnType::Text, true, None),
@@ -78,7 +78,7 @@ fn codec(decoder: &Decoder) -> RecordCodec {
     RecordCodec::new(&table(columns.collect()))
 }
 
-fn batch(decoder: &Decoder, rows: Rows) -> RecordBatch {
+pub(super) fn batch(decoder: &Decoder, rows: Rows) -> RecordBatch {
     rows.into_batch(Arc::clone(codec(decoder).schema())).unwrap()
 }
 

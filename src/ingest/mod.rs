@@ -12,6 +12,8 @@ mod budget;
 
 mod decode;
 mod decode_arrow;
+#[cfg(test)]
+mod decode_fuzz;
 mod decode_json;
 #[cfg(test)]
 mod decode_tests;

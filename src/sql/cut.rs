@@ -412,7 +412,7 @@ impl<'a> Aggregate<'a> {
         match plan {
             LogicalPlan::Aggregate(aggregate) => Ok(Self {
                 input: &aggregate.input,
-                group: aggregate.group_expr.clone(),
+                group: distinct(&aggregate.group_expr),
                 functions: &aggregate.aggr_expr,
                 schema: Arc::clone(&aggregate.schema),
             }),
@@ -445,6 +445,18 @@ impl<'a> Aggregate<'a> {
         Ok(Input { filters, keys, aggregates, source, source_schema })
     }
 }
+
+/// The schema has each group expression once, however often GROUP BY names it.
+fn distinct(exprs: &[Expr]) -> Vec<Expr> {
+    let mut distinct: Vec<Expr> = Vec::with_capacity(exprs.len());
+    for expr in exprs {
+        if !distinct.contains(expr) {
+            distinct.push(expr.clone());
+        }
+    }
+    distinct
+}
+
 
 /// The window's place, the window, and the keys besides it.
 fn group(

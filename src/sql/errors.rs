@@ -107,7 +107,11 @@ fn message_of(root: &DataFusionError) -> String {
         other => other.strip_backtrace(),
     };
     let end = text.find(DataFusionError::BACK_TRACE_SEP).unwrap_or(text.len());
-    text[..end].trim().lines().next().unwrap_or_default().trim_end_matches('.').to_owned()
+    let line = text[..end].trim().lines().next().unwrap_or_default();
+    // What follows is one complaint for every form of the function.
+    let (line, _) = line.split_once(", errors: ").unwrap_or((line, ""));
+    let line = line.strip_prefix("Internal error: ").unwrap_or(line);
+    line.trim_end_matches('.').to_owned()
 }
 
 /// DataFusion prints an interval as its Rust value, and wraps what a function says of its arguments.

@@ -7,7 +7,7 @@ use datafusion::sql::sqlparser::ast::{DataType, Expr, Ident, Statement as SqlSta
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
-use datafusion::sql::sqlparser::tokenizer::{Location, Span, Token, TokenWithSpan};
+use datafusion::sql::sqlparser::tokenizer::{Location, Span, Token, TokenWithSpan, Tokenizer};
 
 use super::diagnostic::{Finding, nearest};
 
@@ -71,10 +71,14 @@ pub(crate) fn parse(text: &str) -> (Vec<Statement>, Vec<Finding>) {
     let dialect = GenericDialect {};
     let mut statements = Vec::new();
     let mut findings = Vec::new();
-    let mut parser = match Parser::new(&dialect).try_with_sql(text) {
-        Ok(parser) => parser,
-        Err(error) => return (statements, vec![finding_of(error)]),
+    let tokens = match Tokenizer::new(&dialect, text).tokenize_with_location() {
+        Ok(tokens) => tokens,
+        Err(error) => return (statements, vec![finding_of(error.into())]),
     };
+    if let Some(finding) = too_deep(&tokens) {
+        return (statements, vec![finding]);
+    }
+    let mut parser = Parser::new(&dialect).with_tokens_with_locations(tokens);
     loop {
         while parser.consume_token(&Token::SemiColon) {}
         let first = parser.peek_token();
@@ -92,6 +96,71 @@ pub(crate) fn parse(text: &str) -> (Vec<Statement>, Vec<Finding>) {
                 skip_statement(&mut parser, start);
             }
         }
+    }
+}
+
+/// Where a text nests deeper than the parser and the planner have stack or time for. Operators in a row make a tree as deep
+/// as the row is long; an INTERVAL of an INTERVAL, a type in a type are followed as deep as they go; and intervals, brackets
+/// in brackets and sub-selects are read twice at each level, so that time doubles with each. All other nesting sqlparser
+/// limits itself.
+fn too_deep(tokens: &[TokenWithSpan]) -> Option<Finding> {
+    const OPERATORS: usize = 500;
+    const INTERVALS: usize = 4;
+    const TYPES: usize = 16;
+    const SELECTS: usize = 12;
+    let refuse = |at: &TokenWithSpan, message: &str| Some(Finding::error(at.span, message));
+    let mut intervals = 0;
+    let mut types = 0;
+    // By open bracket: operators since the last comma; and whether a bracket or a sub-select comes at once.
+    let mut operators = vec![0];
+    let mut selects = vec![false];
+    let mut tokens = tokens.iter().filter(|token| !matches!(token.token, Token::Whitespace(_))).peekable();
+    while let Some(token) = tokens.next() {
+        let keyword = keyword_of(token);
+        let opens = matches!(tokens.peek().map(|next| &next.token), Some(Token::Lt | Token::LParen));
+        let selecting = tokens.peek().is_some_and(|next| {
+            next.token == Token::LParen || matches!(keyword_of(next), Some(Keyword::SELECT | Keyword::WITH))
+        });
+        intervals = if keyword == Some(Keyword::INTERVAL) { intervals + 1 } else { 0 };
+        types = match (&token.token, keyword) {
+            (_, Some(keyword)) if keyword != Keyword::NoKeyword && opens => types + 1,
+            // A field's name stands within a STRUCT.
+            (Token::Lt | Token::LParen, _) | (_, Some(Keyword::NoKeyword)) => types,
+            _ => 0,
+        };
+        match &token.token {
+            Token::LParen => {
+                operators.push(0);
+                selects.push(selecting);
+            }
+            Token::RParen if operators.len() > 1 => drop((operators.pop(), selects.pop())),
+            Token::Comma | Token::SemiColon => {
+                operators.iter_mut().rev().take(1).for_each(|count| *count = 0)
+            }
+            Token::Number(..) | Token::SingleQuotedString(_) | Token::Period => {}
+            _ if matches!(keyword, None | Some(Keyword::AND | Keyword::OR)) => {
+                operators.iter_mut().rev().take(1).for_each(|count| *count += 1);
+            }
+            _ => {}
+        }
+        let deep = selects.iter().filter(|selecting| **selecting).count();
+        if intervals > INTERVALS || types > TYPES || deep > SELECTS {
+            return refuse(token, "the statement is nested too deeply");
+        }
+        if operators.last().is_some_and(|count| *count > OPERATORS) {
+            let finding = refuse(token, "more than 500 operators in a row");
+            return finding
+                .map(|finding| finding.help("write IN (…), or compute parts of it in a sub-select"));
+        }
+    }
+    None
+}
+
+/// None for what is no word.
+fn keyword_of(token: &TokenWithSpan) -> Option<Keyword> {
+    match &token.token {
+        Token::Word(word) => Some(word.keyword),
+        _ => None,
     }
 }
 

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 
 use emostream::sql::files::load_folder;
 use emostream::sql::plan_program;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use super::pipeline::{Reaction, Stage, compile};
+use crate::support::rows::{self, Row};
+use crate::support::stage::{MS, Stage, compile};
 
 fn folder(inside: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(inside)
@@ -20,22 +21,16 @@ fn read(path: &Path) -> String {
 }
 
 /// The reactions in order: the time at which each line's arrive, and its rows.
-fn reactions() -> Vec<(i64, Vec<Reaction>)> {
+fn reactions() -> Vec<(i64, Vec<Row>)> {
     let text = read(&folder("tests/golden/examples/reactions.txt"));
     let line = |line: &str| {
         let words: Vec<&str> = line.split(' ').collect();
         let [ms, user, emoji, room, times] = words.as_slice() else { panic!("{line}") };
-        let ms = ms.parse().unwrap();
-        let row = (user.to_string(), emoji.to_string(), room.to_string(), ms);
+        let ms: i64 = ms.parse().unwrap();
+        let row = vec![Value::from(*user), Value::from(*emoji), Value::from(*room), Value::from(ms * MS)];
         (ms, vec![row; times.parse().unwrap()])
     };
     text.lines().filter(|line| !line.starts_with('#')).map(line).collect()
-}
-
-fn sorted(rows: impl Iterator<Item = Value>) -> Vec<String> {
-    let mut rows: Vec<String> = rows.map(|row| row.to_string()).collect();
-    rows.sort();
-    rows
 }
 
 #[test]
@@ -51,16 +46,19 @@ fn every_example_gives_the_rows_that_were_worked_out_by_hand() {
     for name in names {
         let query = read(&folder("sql/examples").join(name).with_extension("sql"));
         for partitions in [1, 2] {
-            let mut stage = Stage::new(compile(&tables, &query), partitions);
-            assert_eq!(stage.query.outputs[0].sink.name, name, "an example writes the sink of its name");
+            let query = compile(&tables, &query);
+            let mut stage = Stage::new(&query, partitions);
+            assert_eq!(query.outputs[0].sink.name, name, "an example writes the sink of its name");
             for (n, (ms, rows)) in reactions().iter().enumerate() {
-                stage.append(n % partitions, rows, *ms);
+                stage.append(n % partitions, &rows::batch(query.source(), rows), *ms);
             }
             stage.read_all();
             stage.end(1_000_000);
-            let found = sorted(stage.emitted.iter().map(|row| Value::from(row.clone())));
+            let found = stage.results();
             let expected = read(&folder("tests/golden/examples").join(name).with_extension("jsonl"));
-            let expected = sorted(expected.lines().map(|line| serde_json::from_str(line).unwrap()));
+            let expected: Vec<Map<String, Value>> =
+                expected.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+            let expected = rows::sorted(&expected);
             assert_eq!(found, expected, "{name}, {partitions} partitions");
         }
     }

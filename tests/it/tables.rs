@@ -16,7 +16,7 @@ use emostream::reaction::table::Table;
 use emostream::sql::{SqlFile, plan_program};
 use serde_json::{Value, json};
 
-use super::pipeline::{Stage, compile};
+use crate::support::stage::{Stage, compile};
 
 /// A table's JSON, a column a line, without the options as they were written.
 fn describe(table: &Table) -> String {
@@ -82,7 +82,7 @@ fn a_table_that_was_stored_before_there_were_these_options_is_still_read() {
 
 /// A batch of the columns that a record of the query's source holds.
 fn held(stage: &Stage, columns: Vec<ArrayRef>) -> RecordBatch {
-    RecordBatch::try_new(record_schema(&stage.query.sources[0].table), columns).unwrap()
+    RecordBatch::try_new(record_schema(&stage.query().sources[0].table), columns).unwrap()
 }
 
 fn texts(values: &[&str]) -> ArrayRef {
@@ -102,12 +102,12 @@ fn a_query_reads_what_the_log_knows_of_a_record() {
     let query =
         "INSERT INTO seen SELECT part, subject, raw, name, sum(place), min(written), max(at), count(user_id)
         FROM clicks GROUP BY tumble(INTERVAL '2 seconds'), part, subject, raw, name";
-    let mut stage = Stage::new(compile(tables, query), 2);
+    let mut stage = Stage::new(&compile(tables, query), 2);
     let two = held(&stage, vec![texts(&["a", "b"])]);
-    stage.append_batch(0, &two, 10_100, Some(b"k"));
-    stage.append_batch(0, &two, 11_900, Some(b"k"));
-    stage.append_batch(1, &two, 11_000, None);
-    stage.append_batch(1, &two, 11_500, Some(b"\xff"));
+    stage.append_keyed(0, &two, 10_100, b"k");
+    stage.append_keyed(0, &two, 11_900, b"k");
+    stage.append(1, &two, 11_000);
+    stage.append_keyed(1, &two, 11_500, b"\xff");
     stage.read_all();
     stage.end(12_000);
     let at = |part: i64, raw: Value, name: Value, places: i64, first: i64, latest: &str, n: i64| {
@@ -121,7 +121,7 @@ fn a_query_reads_what_the_log_knows_of_a_record() {
     ]
     .map(|row| row.to_string());
     expected.sort();
-    assert_eq!(stage.sorted(), expected);
+    assert_eq!(stage.results(), expected);
 }
 
 #[test]
@@ -129,16 +129,16 @@ fn without_a_declared_event_time_a_window_closes_a_second_after_the_logs_time() 
     let tables = "CREATE TABLE clicks (user_id TEXT NOT NULL) WITH (connector = 'kafka', type = 'source');
         CREATE TABLE counts (n BIGINT) WITH (connector = 'kafka', type = 'sink');";
     let query = "INSERT INTO counts SELECT count(*) FROM clicks GROUP BY tumble(INTERVAL '2 seconds')";
-    let mut stage = Stage::new(compile(tables, query), 1);
+    let mut stage = Stage::new(&compile(tables, query), 1);
     let three = held(&stage, vec![texts(&["a", "b", "c"])]);
-    stage.append_batch(0, &three, 10_000, None);
-    stage.append_batch(0, &three, 11_999, None);
-    stage.append_batch(0, &three, 12_999, None);
+    stage.append(0, &three, 10_000);
+    stage.append(0, &three, 11_999);
+    stage.append(0, &three, 12_999);
     stage.read_all();
-    assert!(stage.emitted.is_empty(), "the watermark is a millisecond before the window's end");
-    stage.append_batch(0, &three, 13_000, None);
+    assert!(stage.emitted().is_empty(), "the watermark is a millisecond before the window's end");
+    stage.append(0, &three, 13_000);
     stage.read_all();
-    assert_eq!(stage.sorted(), [r#"{"n":6}"#]);
+    assert_eq!(stage.results(), [r#"{"n":6}"#]);
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn generated_columns_are_computed_and_every_type_is_written_as_it_is_documented(
         WITH (connector = 'kafka', type = 'sink');";
     let query = "INSERT INTO bills SELECT tags, photo, ids, sum(euros), sum(fee), array_agg(cents) FROM sales WHERE euros < 5
         GROUP BY tumble(INTERVAL '1 second'), tags, photo, ids";
-    let mut stage = Stage::new(compile(tables, query), 1);
+    let mut stage = Stage::new(&compile(tables, query), 1);
     // A record from before photo, fee and ids were declared.
     let before = compile(
         "CREATE TABLE sales (cents INT NOT NULL, tags TEXT[], at TIMESTAMP NOT NULL, WATERMARK FOR at)
@@ -170,12 +170,12 @@ fn generated_columns_are_computed_and_every_type_is_written_as_it_is_documented(
         Arc::new(TimestampNanosecondArray::from(vec![10_000_000_000; 3])),
     ];
     let batch = RecordBatch::try_new(record_schema(&before.sources[0].table), columns).unwrap();
-    stage.append_batch(0, &batch, 10_000, None);
+    stage.append(0, &batch, 10_000);
     stage.read_all();
     stage.end(20_000);
     let expected = json!({"tags": ["x"], "photo": "/wA=", "ids": [7, null], "euros": "2.55", "fees": "3.00",
                           "cents": [5, 250]});
-    assert_eq!(stage.sorted(), [expected.to_string()]);
+    assert_eq!(stage.results(), [expected.to_string()]);
 }
 
 /// What the reference says, and that the planner says the same.

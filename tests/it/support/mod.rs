@@ -2,9 +2,13 @@
 
 pub(crate) mod binary;
 pub(crate) mod books;
+pub(crate) mod damage;
 pub(crate) mod dying;
 pub(crate) mod kafka;
 pub(crate) mod load;
+pub(crate) mod rows;
 pub(crate) mod scoped;
 pub(crate) mod scripted_log;
+pub(crate) mod seeds;
+pub(crate) mod stage;
 pub(crate) mod viewer;
