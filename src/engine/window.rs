@@ -195,7 +195,7 @@ mod tests {
         let second = 1_000 * NS_PER_MS;
         assert_eq!(tumble(60 * second).pane_ns(), 60 * second);
         assert_eq!(tumble(3600 * second).pane_ns(), 10 * second);
-        assert_eq!(tumble(61 * second).pane_ns(), second * 61 / 10);
+        assert_eq!(tumble(61 * second).pane_ns(), 61 * second / 8);
         let hop = Panes::of(Windowing::Hop { slide_ns: 4 * second, width_ns: 300 * second }).unwrap();
         assert_eq!((hop.pane_ns(), hop.is_saved(), hop.is_single()), (4 * second, true, false));
     }

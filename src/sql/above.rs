@@ -247,7 +247,7 @@ fn tells(plan: &LogicalPlan, known: &Known) -> Result<Vec<Tells>, Refusal> {
         LogicalPlan::Join(join) => {
             if !joins_windows(join, known) {
                 let help = "write JOIN … ON a.window = b.window AND …";
-                return refuse(Anchor::Query, "this join would mix windows", help);
+                return refuse(Anchor::Join, "this join would mix windows", help);
             }
             let width = plan.schema().fields().len();
             // A semi or anti join shows the columns of one side only.

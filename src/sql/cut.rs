@@ -221,6 +221,8 @@ impl UserDefinedLogicalNodeCore for WindowedRows {
 pub(crate) enum Anchor {
     /// The window call.
     Window,
+    /// The first table that is joined.
+    Join,
     /// The GROUP BY or DISTINCT next to the source, or its first aggregate function.
     Innermost,
     /// The GROUP BY, DISTINCT or OVER furthest from the source.
@@ -456,7 +458,6 @@ fn distinct(exprs: &[Expr]) -> Vec<Expr> {
     }
     distinct
 }
-
 
 /// The window's place, the window, and the keys besides it.
 fn group(

@@ -51,6 +51,7 @@ pub(crate) fn finding(error: &DataFusionError, query: &Query, own_places: bool) 
 pub(crate) fn refusal(refusal: Refusal, query: &Query) -> Finding {
     let at = match refusal.at {
         Anchor::Window => window_call(query),
+        Anchor::Join => joined(query),
         Anchor::Innermost => grouping(query, false),
         Anchor::Outermost => grouping(query, true),
         Anchor::Query => None,
@@ -175,6 +176,22 @@ fn first_named<V: Visit>(part: &V, words: &[String]) -> Option<Span> {
         ControlFlow::Break(at) => Some(at),
         ControlFlow::Continue(()) => None,
     }
+}
+
+/// The first table that is joined to another.
+fn joined(query: &Query) -> Option<Span> {
+    struct Joined(Option<Span>);
+    impl Visitor for Joined {
+        type Break = std::convert::Infallible;
+        fn pre_visit_select(&mut self, select: &Select) -> ControlFlow<Self::Break> {
+            let joins = select.from.iter().flat_map(|table| &table.joins);
+            self.0 = self.0.or_else(|| joins.map(|join| join.relation.span()).find(is_placed));
+            ControlFlow::Continue(())
+        }
+    }
+    let mut joined = Joined(None);
+    let ControlFlow::Continue(()) = query.visit(&mut joined);
+    joined.0
 }
 
 /// The first window call.

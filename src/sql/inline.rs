@@ -93,5 +93,6 @@ fn refused(plan: &LogicalPlan) -> Refusal {
         LogicalPlan::Unnest(_) => ("unnest below the window", "leave it out"),
         _ => ("this form of sub-select below the window", "write SELECT … FROM table WHERE …"),
     };
-    Refusal { at: Anchor::Innermost, message: format!("{what} is not supported"), help: help.to_owned() }
+    let at = if matches!(plan, LogicalPlan::Join(_)) { Anchor::Join } else { Anchor::Innermost };
+    Refusal { at, message: format!("{what} is not supported"), help: help.to_owned() }
 }

@@ -127,7 +127,8 @@ impl Stage {
         // Every source of a query reads the same log here.
         let firsts = vec![vec![0; self.log.len()]; self.query.sources.len()];
         let start = Start::decide(&self.query, self.checkpoint.as_ref(), &firsts);
-        let partition = |lane: &Lane| Partition::new(Arc::clone(&self.query.query), *lane, RULES, &start).unwrap();
+        let partition =
+            |lane: &Lane| Partition::new(Arc::clone(&self.query.query), *lane, RULES, &start).unwrap();
         self.partitions = start.lanes.iter().map(partition).collect();
         self.closer = Closer::new(Arc::clone(&self.query.query), 1, &start);
         let saved = self.saved.iter().map(|(key, value)| (key.as_bytes(), value.as_slice()));
