@@ -133,7 +133,7 @@ pub(crate) fn fnv1a(text: &str) -> String {
 #[derive(Clone, Debug)]
 pub enum Part {
     /// Rows of closed windows.
-    Windowed(Windowed),
+    Windowed(Box<Windowed>),
     /// Rows of a source, one by one, as they come.
     RowWise(RowWise),
 }
@@ -281,7 +281,7 @@ fn part(plan: LogicalPlan, planner: &Planner, cuts: &mut Vec<Cut>) -> Result<Par
     let above = above::within_windows(above, &found, planner)?;
     *cuts = found;
     let row_by_row = row_by_row(&above, planner);
-    Ok(Part::Windowed(Windowed { windowing, cuts: used, above, row_by_row }))
+    Ok(Part::Windowed(Box::new(Windowed { windowing, cuts: used, above, row_by_row })))
 }
 
 fn row_by_row(above: &LogicalPlan, planner: &Planner) -> Option<RowByRow> {
