@@ -266,6 +266,11 @@ impl Closer {
                 _ => {}
             }
         }
+        for cut in &mut self.cuts {
+            if let (OpenWindows::Sessions(sessions), Some(closed_to)) = (cut, start.emitted) {
+                sessions.forget_closed(closed_to, &mut self.scratch)?;
+            }
+        }
         Ok(())
     }
 

@@ -168,6 +168,17 @@ impl Sessions {
         self.parts.push(rows);
     }
 
+    /// Forgets the sessions that were closed at `closed_to`: what was saved of them is there until it is replaced. To be
+    /// called once all is restored, because the first rows of an open session may lie far back.
+    pub(crate) fn forget_closed(&mut self, closed_to: i64, scratch: &mut Scratch) -> Result<()> {
+        let Some(together) = self.put_together(scratch)? else { return Ok(()) };
+        let spans = together.spans.iter().zip(0_u32..);
+        let open = spans.filter(|((_, last), _)| last.saturating_add(self.gap_ns) > closed_to);
+        let open: Vec<u32> = open.map(|(_, place)| place).collect();
+        self.parts = if open.is_empty() { Vec::new() } else { vec![together.taken(&open)?] };
+        Ok(())
+    }
+
     /// What was handed over since the last call.
     pub(crate) fn unsaved(&mut self) -> Vec<SessionRows> {
         std::mem::take(&mut self.unsaved)

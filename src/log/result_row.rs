@@ -76,6 +76,12 @@ impl ResultRow {
     }
 }
 
+/// Whether a record of that sink belongs to a window. The rows of a query without one do not: they are not shown by
+/// window, live or later, and that is no defect of the record.
+pub fn is_of_window(table: &Table, record: &Record) -> bool {
+    record.header(HEADER_WINDOW_START).is_some() || table.column(COLUMN_START).is_some()
+}
+
 /// The object's members in their order, values as they were written.
 struct Fields<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
 

@@ -15,7 +15,7 @@ use super::feeds::{Feed, Feeds, Positions};
 use super::sequence::{Checkpoint, Commit, Sequencer, WRITER_ID};
 use crate::clock;
 use crate::log::program::{ProgramView, system_topics};
-use crate::log::result_row::{LIVE_COLUMNS, ResultRow};
+use crate::log::result_row::{LIVE_COLUMNS, ResultRow, is_of_window};
 use crate::log::{Log, LogError, ReadBatch, TOPIC_CHECKPOINTS, TOPIC_LIVE, Transaction, Writer, failpoint};
 use crate::reaction::table::{Table, TableKind};
 use crate::shutdown::Tasks;
@@ -155,7 +155,7 @@ impl Publisher {
     fn take(&self, sequencer: &mut Sequencer, ends: &mut Ends, (feed, batch): (Feed, ReadBatch)) -> Feed {
         let now_ms = clock::wall_ms();
         let mut newest_window = None;
-        for record in &batch.records {
+        for record in batch.records.iter().filter(|record| is_of_window(&feed.table, record)) {
             match ResultRow::parse(&feed.table, record, &LIVE_COLUMNS) {
                 Ok(row) => {
                     newest_window = newest_window.max(Some(row.window.end));

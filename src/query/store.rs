@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::Settings;
 use super::gather::{Gatherer, Whole};
 use crate::log::Record;
-use crate::log::result_row::{ResultRow, WINDOW_COLUMNS};
+use crate::log::result_row::{ResultRow, WINDOW_COLUMNS, is_of_window};
 use crate::reaction::table::Table;
 use crate::reaction::time::Window;
 
@@ -109,7 +109,8 @@ impl ResultStore {
         let inner = &mut *inner;
         let Some(sink) = inner.sinks.get_mut(sink) else { return };
         let before = sink.bytes;
-        for record in records {
+        let of_window = records.iter().filter(|record| is_of_window(&sink.table, record));
+        for record in of_window {
             match ResultRow::parse(&sink.table, record, &WINDOW_COLUMNS) {
                 Ok(row) => {
                     let whole = sink.gatherer.add(partition, record.offset, row);
