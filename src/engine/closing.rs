@@ -122,6 +122,16 @@ impl Start {
         }
     }
 
+    /// For a query that has never run and wants nothing that is there: it reads from the ends of the log, and emits the
+    /// windows that start at `now_ns` or later, because of no other it would see every row.
+    #[must_use]
+    pub fn from_now_on(query: &CompiledQuery, ends: &[Vec<i64>], now_ns: i64) -> Self {
+        let rhythm = query.rhythm();
+        let whole = Takeover::after(rhythm, now_ns).without_rows_before(rhythm, now_ns);
+        let emitted = (!query.cuts.is_empty()).then_some(whole.emitted);
+        Self { emitted, ..Self::decide(query, None, ends) }
+    }
+
     /// After a version with another plan, which wrote `checkpoint`: emits the windows that end after
     /// `takeover.emitted`, whose rows all lie at or after `rows_at`, by source and partition. Those of them that the other
     /// version had seen are filled in again and begin the account; none is late.

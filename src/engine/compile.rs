@@ -18,7 +18,7 @@ use super::snapshot::Shape;
 use super::window::{self, Panes};
 use crate::log::codec::RecordCodec;
 use crate::reaction::checkpoint::Checkpoint;
-use crate::reaction::table::Table;
+use crate::reaction::table::{SourceOffset, Table};
 use crate::sql;
 use crate::sql::cut::{Cut, Input, Part, RowWise, Windowing};
 
@@ -143,6 +143,11 @@ impl CompiledQuery {
     pub fn rhythm(&self) -> Rhythm {
         let rhythms = self.cuts.iter().map(|cut| window::rhythm(cut.windowing));
         rhythms.reduce(Rhythm::together).unwrap_or(Rhythm { slide_ns: 1, width_ns: 1 })
+    }
+
+    /// Whether its first start leaves out what the log holds: a source says `'source.offset' = 'latest'`.
+    pub(super) fn starts_at_the_end(&self) -> bool {
+        self.sources.iter().any(|source| source.table.with.source_offset == SourceOffset::Latest)
     }
 
     /// The longest delay of its sources.

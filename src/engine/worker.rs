@@ -347,6 +347,10 @@ impl RunningQuery {
                 let tolerance_ms = self.shared.rules.future_tolerance_ms;
                 takeover::start(log.as_ref(), query, checkpoint, emitted, &ranges, tolerance_ms).await?
             }
+            None if checkpoint.is_none() && query.starts_at_the_end() => {
+                let ends = ranges.iter().map(|ranges| ranges.iter().map(|range| range.end).collect());
+                Start::from_now_on(query, &ends.collect::<Vec<_>>(), clock::wall_ns())
+            }
             None => Start::decide(query, checkpoint.as_ref(), &starts),
         };
         if let Some(gap) = start.gap {

@@ -109,8 +109,10 @@ impl ResultStore {
         let inner = &mut *inner;
         let Some(sink) = inner.sinks.get_mut(sink) else { return };
         let before = sink.bytes;
-        let of_window = records.iter().filter(|record| is_of_window(&sink.table, record));
-        for record in of_window {
+        for record in records {
+            if !is_of_window(&sink.table, record) {
+                continue;
+            }
             match ResultRow::parse(&sink.table, record, &WINDOW_COLUMNS) {
                 Ok(row) => {
                     let whole = sink.gatherer.add(partition, record.offset, row);

@@ -58,7 +58,10 @@ const KNOWN: [Known; 23] = [
     known("event_time_field", &[], SOURCE),
     known("watermark_field", &[], SOURCE),
     Known { values: &["count", "table"], ..known("late_rows", &[], SOURCE) },
-    known("emit_every", &[], SINK),
+    Known {
+        later: &[("*", "leave it out; results come when their window closes")],
+        ..known("emit_every", &[], SINK)
+    },
     Known { values: &["earliest", "latest", "group"], ..known("source.offset", KAFKA, SOURCE) },
     Known {
         values: &["read_committed", "read_uncommitted"],

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use arrow::array::RecordBatch;
 use datafusion::prelude::{SessionConfig, SessionContext};
+use emostream::engine::closing::Start;
 use emostream::reaction::table::Table;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -221,6 +222,16 @@ fn a_change_at_the_cut_goes_on_where_the_version_before_it_stopped() {
         let figures = stage.checkpoint().unwrap().figures;
         assert_eq!((figures.accepted, figures.counted, figures.late), (rows + 2, rows + 1, 1), "{width}");
     }
+}
+
+#[test]
+fn a_first_start_from_latest_tells_no_window_of_which_it_did_not_see_every_row() {
+    let query = compile(TABLES, EMOJI_COUNTS);
+    let start = Start::from_now_on(&query, &[vec![7, 9]], 12_500 * MS);
+    assert_eq!(start.emitted, Some(14_000 * MS), "the first window is that from 14 s on");
+    let offsets: Vec<_> = start.lanes.iter().map(|lane| (lane.from.resume, lane.from.seen)).collect();
+    assert_eq!(offsets, [(7, 7), (9, 9)]);
+    assert_eq!(Start::from_now_on(&query, &[vec![7]], 14_000 * MS).emitted, Some(14_000 * MS));
 }
 
 #[test]

@@ -6,11 +6,11 @@ CREATE TABLE b (value TEXT) WITH (
   connector = 'kafka', type = 'source', format = 'raw_string', bad_data = 'drop', late_rows = 'count', 'source.offset' = 'group'
 );
 CREATE TABLE c (room TEXT, n BIGINT) WITH (
-  connector = 'kafka', type = 'sink', 'sink.key_field' = 'room', 'sink.commit_mode' = 'at_least_once', emit_every = '200 milliseconds'
+  connector = 'kafka', type = 'sink', 'sink.key_field' = 'room', 'sink.commit_mode' = 'at_least_once'
 );
 CREATE TABLE d (at TIMESTAMP NOT NULL, WATERMARK FOR at) WITH (connector = 'single_file', type = 'source', path = 'data/a.jsonl');
 CREATE TABLE e (n BIGINT) WITH (connector = 'single_file', type = 'sink', path = '/tmp/a.arrow', format = 'arrow');
-CREATE TABLE f (n BIGINT) WITH (connector = 'stdout', emit_every = '1.5 seconds');
+CREATE TABLE f (n BIGINT) WITH (connector = 'stdout');
 CREATE TABLE g (n BIGINT) WITH (connector = 'blackhole', type = 'sink');
 CREATE TABLE h WITH (connector = 'impulse', event_rate = '0.5');
 CREATE TABLE i (counter BIGINT UNSIGNED NOT NULL, subtask_index BIGINT UNSIGNED NOT NULL)
