@@ -17,8 +17,9 @@ use crate::support::books;
 use crate::support::kafka::Broker;
 use crate::support::load::Load;
 
-/// From the death of one engine to the first answer of the next.
-const TAKEOVER: Duration = Duration::from_secs(10);
+/// From the death of one engine to the first answer of the next: 10 s, and half as much again because the tests share the
+/// machine.
+const TAKEOVER: Duration = Duration::from_secs(15);
 
 const TABLES: &str = "
 CREATE TABLE reactions (

@@ -174,12 +174,13 @@ impl KafkaSettings {
         )
     }
 
-    /// A member of a group that shares out a lease: a broker's least session time by default, and a heartbeat in a third
-    /// of it. The lease's topic holds nothing that could be read.
+    /// A member of a group that shares out a lease: a broker's least session time by default. Heartbeats are frequent,
+    /// because a standby learns from the answer to its next one that the lease is free. The lease's topic holds nothing
+    /// that could be read.
     pub(super) fn lease(&self, group: &str) -> ClientConfig {
         let mut config = self.client();
         config.set("session.timeout.ms", "6000");
-        config.set("heartbeat.interval.ms", "2000");
+        config.set("heartbeat.interval.ms", "500");
         self.finish(
             config,
             &[
