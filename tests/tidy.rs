@@ -51,6 +51,7 @@ const PURE: &[&str] = &[
     "src/engine/groups",
     "src/engine/expression",
     "src/engine/closing",
+    "src/engine/kept",
     "src/log/codec/",
     "src/engine/change",
     "src/engine/sink",

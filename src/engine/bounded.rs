@@ -53,8 +53,8 @@ pub fn run_to_end(
             }
             Some(piece) => {
                 let piece = piece?;
-                if let Some(error) = partitions[behind].push(&piece.record, 0)? {
-                    return Err(piece.place.refused(&error).into());
+                if let Some(bad) = partitions[behind].push(&piece.record, 0)? {
+                    return Err(piece.place.refused(&bad.error).into());
                 }
             }
         }

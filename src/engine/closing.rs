@@ -11,6 +11,7 @@ use super::change::Takeover;
 use super::closed::ClosedRows;
 use super::compile::{CompiledCut, CompiledQuery};
 use super::groups::Scratch;
+use super::kept::Kept;
 use super::partition::{Account, HandOver};
 use super::saved::{Saved, SavedRecord};
 use super::session::Sessions;
@@ -47,13 +48,15 @@ pub struct Closed {
     pub checkpoint: Checkpoint,
     /// Go there too: state that is not rebuilt from the log.
     pub saved: Vec<SavedRecord>,
+    /// And what is in no window.
+    pub kept: Kept,
 }
 
 impl Closed {
     /// Whether there is nothing but positions.
     pub fn is_empty(&self) -> bool {
         let empty = |output: &ClosedOutput| output.windows.is_empty() && output.rows.is_empty();
-        self.saved.is_empty() && self.outputs.iter().all(empty)
+        self.saved.is_empty() && self.kept.is_empty() && self.outputs.iter().all(empty)
     }
 
     /// The windows of all outputs.
@@ -319,10 +322,11 @@ impl Closer {
         self.emitted = self.emitted.max(boundary);
         let mut outputs: Vec<ClosedOutput> = Vec::new();
         outputs.resize_with(self.query.outputs.len(), ClosedOutput::default);
-        let mut partitions = Vec::with_capacity(handed.len());
+        let (mut partitions, mut kept) = (Vec::with_capacity(handed.len()), Kept::default());
         let mut single: Vec<BTreeMap<i64, Pane>> = Vec::new();
         single.resize_with(self.cuts.len(), BTreeMap::new);
         for (lane, handed) in handed.into_iter().enumerate() {
+            kept.append(handed.kept);
             partitions.push(Left {
                 first_open: handed.first_open,
                 next: handed.next,
@@ -347,7 +351,7 @@ impl Closer {
         self.run_above(&closed, &mut outputs)?;
         let saved = self.save()?;
         let checkpoint = self.checkpoint(&partitions);
-        Ok(Closed { outputs, checkpoint, saved })
+        Ok(Closed { outputs, checkpoint, saved, kept })
     }
 
     fn add(&mut self, lane: usize, cut: usize, pane: Pane, single: &mut BTreeMap<i64, Pane>) -> Result<()> {

@@ -362,7 +362,10 @@ fn not_written(path: &Path, error: &std::io::Error) -> ChangeError {
 pub(super) fn topics(planned: &Planned, place: &Place) -> Vec<TopicSpec> {
     let mut topics = program::system_topics();
     let with_topic = planned.tables.iter().filter(|table| !table.topic.is_empty());
-    topics.extend(with_topic.map(|table| program::table_topic(table, place.partitions, place.retention)));
+    for table in with_topic {
+        topics.push(program::table_topic(table, place.partitions, place.retention));
+        topics.extend(program::late_table_topic(table, place.partitions, place.retention));
+    }
     topics
 }
 

@@ -7,7 +7,7 @@
 use std::cell::OnceCell;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, DictionaryArray, RecordBatch};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, DictionaryArray, RecordBatch, UInt64Array};
 use arrow::compute::{cast, take};
 use arrow::datatypes::{DataType, Field, Int32Type, Schema, SchemaRef};
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
@@ -47,6 +47,12 @@ impl Rows {
     /// The rows for which `keep` is true.
     pub(crate) fn filter(&self, keep: &BooleanArray) -> Result<Self> {
         Ok(Self::new(arrow::compute::filter_record_batch(&self.batch, keep)?))
+    }
+
+    /// The rows at these places.
+    pub(crate) fn at(&self, places: &[usize]) -> Result<Self> {
+        let places: UInt64Array = places.iter().map(|&place| place as u64).collect();
+        Ok(Self::new(arrow::compute::take_record_batch(&self.batch, &places)?))
     }
 
     fn plain(&self) -> Result<&RecordBatch> {

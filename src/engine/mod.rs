@@ -29,6 +29,8 @@ mod expression;
 mod folder;
 mod follow;
 mod groups;
+mod inspect;
+pub mod kept;
 pub mod partition;
 mod planned;
 pub mod routes;
@@ -54,6 +56,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 pub use self::edit::{ChangeError, Verdict};
+pub use self::inspect::KeptRecord;
 use self::planned::{Files, Planned};
 pub use self::seat::Seat;
 use self::slot::{Slot, Version};

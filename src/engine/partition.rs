@@ -18,10 +18,12 @@ use super::compile::{CompiledInput, CompiledQuery, CompiledSource, Target};
 use super::decode::{Decoded, Span, decode};
 use super::expression::{RowExpr, Rows};
 use super::groups::Scratch;
+use super::kept::{Kept, Missed, Origin};
 use super::session::{Bursts, SessionRows};
 use super::watermark::Watermark;
 use super::window::{Panes, runs};
 use crate::log::{Record, codec};
+use crate::reaction::table::{BadData, LateRows};
 use crate::reaction::time::NS_PER_MS;
 use crate::sql::cut::Windowing;
 
@@ -49,6 +51,15 @@ pub struct TimeRules {
     pub idle_ms: i64,
 }
 
+/// A record that cannot be decoded.
+#[derive(Debug)]
+pub struct BadRecord {
+    /// What is wrong with it.
+    pub error: codec::CodecError,
+    /// `bad_data = 'fail'`: it was not taken in, and nothing after it may be.
+    pub stops: bool,
+}
+
 /// What a partition hands over when windows close: one step, so that results and positions agree.
 pub struct HandOver {
     /// By cut: the panes that are over.
@@ -63,6 +74,8 @@ pub struct HandOver {
     pub(crate) next: i64,
     pub(crate) watermark: Option<i64>,
     pub(crate) account: Account,
+    /// What is in no window and kept for inspection.
+    pub(crate) kept: Kept,
     /// Rows in panes still open here.
     pub(crate) open: u64,
 }
@@ -89,6 +102,9 @@ pub struct Partition {
     taken: Vec<Taken>,
 
     account: Account,
+    kept: Kept,
+    /// Of the record at hand: the rows to be kept because they are in no window.
+    missed: BTreeMap<usize, Missed>,
     scratch: Scratch,
 }
 
@@ -171,6 +187,8 @@ impl Partition {
             next: from.resume,
             last_record_ms: None,
             account: Account::default(),
+            kept: Kept::default(),
+            missed: BTreeMap::new(),
             scratch: Scratch::default(),
         })
     }
@@ -219,19 +237,32 @@ impl Partition {
     /// Decodes and takes in the next record. `now_ms` is the wall clock when it was read.
     ///
     /// # Errors
-    /// When an expression fails on a row: the query cannot go on. A record that cannot be decoded is no error; its
-    /// rows are `bad`.
-    pub fn push(&mut self, record: &Record, now_ms: i64) -> Result<Option<codec::CodecError>> {
-        let decoded = decode(&self.query.sources[self.source], record, self.partition);
+    /// When an expression fails on a row: the query cannot go on. A record that cannot be decoded is no error: its
+    /// rows are `bad`, unless its table says that it stops the query.
+    pub fn push(&mut self, record: &Record, now_ms: i64) -> Result<Option<BadRecord>> {
+        let query = Arc::clone(&self.query);
+        let source = &query.sources[self.source];
+        let mut decoded = decode(source, record, self.partition);
+        let fresh = record.offset >= self.accounted_to;
+        let from =
+            Origin { query: &query.name, topic: &source.table.topic, partition: self.partition, record };
+        let bad = decoded.bad.take();
+        match &bad {
+            // One that was left out before the table said so is left out again.
+            Some(_) if fresh && source.table.with.bad_data == BadData::Fail => {
+                return Ok(bad.map(|error| BadRecord { error, stops: true }));
+            }
+            Some(error) if fresh => self.kept.add_bad(from, error),
+            _ => {}
+        }
         self.take(&decoded, now_ms)?;
-        Ok(decoded.bad)
+        if !self.missed.is_empty() {
+            self.kept.add_missed(source, from, &std::mem::take(&mut self.missed));
+        }
+        Ok(bad.map(|error| BadRecord { error, stops: false }))
     }
 
-    /// Takes in decoded records.
-    ///
-    /// # Errors
-    /// As [`Self::push`].
-    pub(crate) fn take(&mut self, decoded: &Decoded, now_ms: i64) -> Result<()> {
+    fn take(&mut self, decoded: &Decoded, now_ms: i64) -> Result<()> {
         self.next = decoded.next;
         self.last_record_ms = Some(now_ms);
         let inputs = self.taken.len() as u64;
@@ -283,7 +314,11 @@ impl Partition {
             self.account.filtered += (rows.len() - passed.len()) as u64;
         }
         let is_row_wise = matches!(self.taken[place], Taken::Rows(_));
-        let on_time = if is_row_wise { None } else { self.on_time(source, place, limits, passed)? };
+        let late_before = self.late_before(place, limits);
+        let on_time = if is_row_wise { None } else { self.on_time(source, late_before, limits, passed)? };
+        if on_time.is_some() && limits.fresh && source.table.with.late_rows == LateRows::Table {
+            self.note_missed(source, input, late_before, limits, rows)?;
+        }
         let rows = on_time.as_ref().unwrap_or(passed);
         if rows.len() == 0 {
             return Ok(());
@@ -312,14 +347,8 @@ impl Partition {
         Ok(())
     }
 
-    /// The rows that are neither future nor late, `None` when all are.
-    fn on_time(
-        &mut self,
-        source: &CompiledSource,
-        place: usize,
-        limits: &Limits,
-        rows: &Rows,
-    ) -> Result<Option<Rows>> {
+    /// A row of that input before this is late.
+    fn late_before(&self, place: usize, limits: &Limits) -> i64 {
         let mut late_before = self.taken[place].late_before(self.closed_to);
         if let (Taken::Panes { panes, .. }, Some(restored_to)) = (&self.taken[place], self.restored_to)
             && panes.is_saved()
@@ -329,6 +358,17 @@ impl Partition {
             // Rows that were accounted in panes that are over: they are in the saved panes.
             late_before = late_before.max(panes.boundary_at_or_before(restored_to));
         }
+        late_before
+    }
+
+    /// The rows that are neither future nor late, `None` when all are.
+    fn on_time(
+        &mut self,
+        source: &CompiledSource,
+        late_before: i64,
+        limits: &Limits,
+        rows: &Rows,
+    ) -> Result<Option<Rows>> {
         let event_ns = event_ns(source, rows);
         let future_from = limits.future_from;
         let future = event_ns.iter().filter(|&&ns| ns > future_from).count();
@@ -343,6 +383,35 @@ impl Partition {
         let keep: BooleanArray =
             event_ns.iter().map(|&ns| Some(ns <= future_from && ns >= late_before)).collect();
         Ok(Some(rows.filter(&keep)?))
+    }
+
+    /// Notes which rows of the record pass the input's filters and are late or future.
+    fn note_missed(
+        &mut self,
+        source: &CompiledSource,
+        input: &CompiledInput,
+        late_before: i64,
+        limits: &Limits,
+        rows: &Rows,
+    ) -> Result<()> {
+        let mut places: Vec<usize> = (0..rows.len()).collect();
+        for filter in &input.filters {
+            // As in `filtered`: a filter never sees what one before it left out.
+            let passed = rows.at(&places)?;
+            let condition = filter.evaluate_condition(&passed)?;
+            places =
+                places.into_iter().zip(condition.values()).filter_map(|(p, ok)| ok.then_some(p)).collect();
+        }
+        let event_ns = event_ns(source, rows);
+        for place in places {
+            let missed = match event_ns[place] {
+                ns if ns > limits.future_from => Missed::Future,
+                ns if ns < late_before => Missed::Late,
+                _ => continue,
+            };
+            self.missed.insert(place, missed);
+        }
+        Ok(())
     }
 
     /// Offsets up to `next` hold no record for readers (transaction markers do take offsets).
@@ -402,6 +471,7 @@ impl Partition {
             next: self.next,
             watermark: self.watermark.value(),
             account: self.account,
+            kept: std::mem::take(&mut self.kept),
             open: still_open,
         })
     }

@@ -42,6 +42,7 @@ pub fn router(seat: Seat, results_read: ResultsRead, origins: Origins) -> Router
         .route("/v1/queries/check", post(check))
         .route("/v1/queries/{name}", one)
         .route("/v1/queries/{name}/versions", get(versions))
+        .route("/v1/queries/{name}/kept", get(kept))
         // JSON may write every character as six.
         .layer(DefaultBodyLimit::max(6 * MAX_TEXT_BYTES + 1024))
         .with_state(Served { seat, results_read, origins })
@@ -144,6 +145,13 @@ async fn delete(
 async fn versions(State(served): State<Served>, Path(name): Path<String>) -> Result<Response, Problem> {
     let versions = served.engine()?.versions(&name).map_err(problem)?;
     Ok(Json(json!({"versions": versions})).into_response())
+}
+
+async fn kept(State(served): State<Served>, Path(name): Path<String>) -> Result<Response, Problem> {
+    let engine = served.engine()?;
+    let kept = engine.kept(&name).await.map_err(|error| no_figures(&error))?;
+    let kept = kept.ok_or_else(|| problem(engine.unknown(&name)))?;
+    Ok(Json(json!({"kept": kept})).into_response())
 }
 
 /// The query's report, with its version as the tag that `If-Match` compares.

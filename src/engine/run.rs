@@ -13,10 +13,9 @@ use tokio::time::Instant;
 
 use super::closing::{self, Closed, Closer, Start, total};
 use super::compile::CompiledQuery;
-use super::partition::{Partition, TimeRules};
+use super::partition::{BadRecord, Partition, TimeRules};
 use super::watermark;
 use super::worker::{Failure, PROOF_WAIT, lock};
-use crate::log::codec::CodecError;
 use crate::log::{PartitionRange, Record, failpoint};
 use crate::reaction::checkpoint::{Gap, Position};
 use crate::reaction::figures::Figures;
@@ -126,7 +125,7 @@ impl Run {
         index: usize,
         record: &Record,
         now_ms: i64,
-    ) -> Result<Option<CodecError>, Failure> {
+    ) -> Result<Option<BadRecord>, Failure> {
         Ok(lock(&self.lanes[index].partition).push(record, now_ms)?)
     }
 

@@ -168,7 +168,8 @@ impl Slot {
                 has_ended = hand_over(&running, &current, &wanted, &mut changes) => if has_ended {
                     let failed = running.state().0 == State::Failed;
                     *lock(&self.running) = launch(&self.shared, &wanted, &self.tasks);
-                    let going_back = wanted.number < current.number;
+                    // The same number: its tables changed. There is no other text to go back to.
+                    let going_back = wanted.number <= current.number;
                     proven = (!failed && !going_back).then_some(current);
                     current = wanted;
                 },

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::Settings;
 use super::closing::{Closed, Closer, Lane, Start};
 use super::compile::CompiledQuery;
-use super::partition::TimeRules;
+use super::partition::{BadRecord, TimeRules};
 use super::run::{COMMIT_EVERY, Committed, Run};
 use super::{sink, takeover};
 use crate::clock;
@@ -430,6 +430,8 @@ impl RunningQuery {
             let topic = &output.sink.topic;
             records.extend(rows.into_iter().map(|(partition, record)| (topic.clone(), partition, record)));
         }
+        let kept = closed.kept.records().iter();
+        records.extend(kept.map(|(topic, record)| (topic.clone(), 0, record.clone())));
         let value = serde_json::to_vec(&closed.checkpoint)
             .map_err(|error| Failure::Stop(format!("the checkpoint cannot be written: {error}")))?;
         let saved = closed.saved.iter().map(|saved| (saved.key.clone(), saved.value.clone()));
@@ -525,9 +527,17 @@ async fn read_once(
         let permit = shared.workers.acquire().await;
         let bad = run.push(index, record, now_ms)?;
         drop(permit);
-        if let Some(reason) = bad {
-            let (topic, partition) = (&run.query.sources[lane.source].table.topic, lane.partition);
-            tracing::warn!(query = name, topic, partition, offset = record.offset, %reason, "a record cannot be read");
+        if let Some(BadRecord { error, stops }) = bad {
+            let (table, partition) = (&run.query.sources[lane.source].table, lane.partition);
+            let (topic, offset) = (&table.topic, record.offset);
+            if stops {
+                return Err(Failure::Stop(format!(
+                    "{topic}, partition {partition}, offset {offset}: {error}; to leave such records out and go on \
+                     from there, say bad_data = 'drop' in CREATE TABLE {}",
+                    table.name
+                )));
+            }
+            tracing::warn!(query = name, topic, partition, offset, %error, "a record cannot be read");
         }
         tokio::task::yield_now().await;
     }
@@ -535,7 +545,8 @@ async fn read_once(
     if groups > shared.max_groups {
         let limit = shared.max_groups;
         return Err(Failure::Stop(format!(
-            "{groups} groups in open windows; [engine] max_groups allows {limit}"
+            "{groups} groups in open windows; [engine] max_groups allows {limit}. What is committed stays, and the query \
+             goes on from there: raise it and start again, or change the query (fewer keys, shorter windows)"
         )));
     }
     Ok(())
@@ -616,6 +627,14 @@ async fn observe_lag(shared: &Shared, run: &Run, stop: &CancellationToken) -> Re
 /// Metrics of one commit.
 fn observe(query: &str, closed: &Closed) {
     let query = query.to_owned();
+    let left_out = closed.kept.left_out();
+    if left_out > 0 {
+        tracing::warn!(
+            query,
+            left_out,
+            "more bad records or late rows than one commit keeps; these are only counted"
+        );
+    }
     let figures = closed.checkpoint.figures;
     metrics::counter!("emostream_engine_rows_total", "query" => query.clone()).absolute(figures.accepted);
     metrics::counter!("emostream_engine_late_rows_total", "query" => query.clone()).absolute(figures.late);

@@ -52,6 +52,14 @@ pub const TOPIC_LIVE: &str = "emostream.live";
 /// Heartbeats of clusters and subscribers. Compacted, one partition.
 pub const TOPIC_MEMBERS: &str = "emostream.members";
 
+/// Records that could not be read, kept for inspection. One partition.
+pub const TOPIC_BAD: &str = "emostream.bad";
+
+/// The topic of rows that came too late for their window, of a table with `late_rows = 'table'` on that topic.
+pub fn late_topic(topic: &str) -> String {
+    format!("{topic}_late")
+}
+
 /// The topic whose one partition is a lease: `emostream.lease` is the engine's, others carry their name.
 pub fn lease_topic(name: &str) -> String {
     if name == "engine" { "emostream.lease".to_owned() } else { format!("emostream.lease.{name}") }

@@ -15,10 +15,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::{
-    Log, LogError, NewRecord, Reader, Record, Retention, TOPIC_CHECKPOINTS, TOPIC_LIVE, TOPIC_MEMBERS,
-    TOPIC_PROGRAM, TopicSpec, Transaction,
+    Log, LogError, NewRecord, Reader, Record, Retention, TOPIC_BAD, TOPIC_CHECKPOINTS, TOPIC_LIVE,
+    TOPIC_MEMBERS, TOPIC_PROGRAM, TopicSpec, Transaction, late_topic,
 };
-use crate::reaction::table::{Table, TableKind};
+use crate::reaction::table::{LateRows, Table, TableKind};
 use crate::reaction::time::rfc3339;
 use crate::shutdown::Tasks;
 
@@ -28,6 +28,8 @@ pub const VERSIONS_KEPT: usize = 50;
 const WRITER_ID: &str = "emostream.program";
 /// How long live messages are kept for clients that resume.
 const LIVE_RETENTION: Duration = Duration::from_secs(24 * 3600);
+/// How long records that could not be read are kept for inspection.
+const BAD_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How long one read waits for the next change.
 const READ_WAIT: Duration = Duration::from_secs(1);
 /// The most bytes one read brings.
@@ -104,6 +106,7 @@ pub fn system_topics() -> Vec<TopicSpec> {
         topic(TOPIC_CHECKPOINTS, Retention::LatestPerKey),
         topic(TOPIC_MEMBERS, Retention::LatestPerKey),
         topic(TOPIC_LIVE, Retention::Age(LIVE_RETENTION)),
+        topic(TOPIC_BAD, Retention::Age(BAD_RETENTION)),
     ]
 }
 
@@ -115,6 +118,13 @@ pub fn table_topic(table: &Table, partitions: u32, retention: Duration) -> Topic
         retention: Retention::Age(retention),
         log_append_time: table.kind == TableKind::Sink && !table.options.contains_key("sink.timestamp_field"),
     }
+}
+
+/// The topic of a table's late rows, when it wants them in one: like the table's own, so that a table over it can be read.
+pub fn late_table_topic(table: &Table, partitions: u32, retention: Duration) -> Option<TopicSpec> {
+    let is_wanted = table.kind == TableKind::Source && table.with.late_rows == LateRows::Table;
+    let own = || table_topic(table, partitions, retention);
+    is_wanted.then(|| TopicSpec { name: late_topic(&table.topic), ..own() })
 }
 
 /// The running program as it is now; empty when nobody has stored one.
