@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use super::change;
 use super::compile::CompiledQuery;
+use crate::log::late_topic;
 use crate::log::program::{ProgramView, QueryEntry};
-use crate::reaction::table::{Connector, Table, TableKind};
+use crate::reaction::table::{Connector, LateRows, Table, TableKind};
 use crate::sql::{self, Diagnostic, Severity, SqlFile};
 
 /// The files' texts by name without folder.
@@ -66,6 +67,14 @@ impl Planned {
             let message =
                 format!("table '{}' is not in the log: only connector 'kafka' runs here", table.name);
             return Err(vec![Diagnostic { message, ..place_of(files, folder, &table.name) }]);
+        }
+        if let Some((sink, source)) = written_twice(&program.tables) {
+            let message = format!(
+                "the topic '{}' of '{}' is that of the late rows of '{}' (late_rows = 'table')",
+                sink.topic, sink.name, source.name
+            );
+            let suggestion = Some(format!("write topic = '{}_results', say", sink.name));
+            return Err(vec![Diagnostic { message, suggestion, ..place_of(files, folder, &sink.name) }]);
         }
         let (mut queries, mut refused) = (BTreeMap::new(), Vec::new());
         for query in &program.queries {
@@ -140,6 +149,16 @@ impl Planned {
     }
 }
 
+/// A sink on the topic that a source's late rows go to.
+fn written_twice(tables: &[Table]) -> Option<(&Table, &Table)> {
+    let keeps = |table: &&Table| table.kind == TableKind::Source && table.with.late_rows == LateRows::Table;
+    tables.iter().filter(keeps).find_map(|source| {
+        let is_its =
+            |table: &&Table| table.kind == TableKind::Sink && table.topic == late_topic(&source.topic);
+        Some((tables.iter().find(is_its)?, source))
+    })
+}
+
 /// The name of a query's file.
 pub(super) fn file_of(query: &str) -> String {
     format!("{query}.sql")
@@ -171,4 +190,27 @@ fn place_of(files: &Files, folder: &Path, table: &str) -> Diagnostic {
         }
     }
     at_start(folder.display().to_string(), "", "")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn planned(sink_topic: &str) -> Result<Planned, Vec<Diagnostic>> {
+        let tables = format!(
+            "CREATE TABLE given (at TIMESTAMP NOT NULL, WATERMARK FOR at)
+WITH (connector = 'kafka', type = 'source', late_rows = 'table');
+CREATE TABLE counts (count BIGINT) WITH (connector = 'kafka', type = 'sink', topic = '{sink_topic}');"
+        );
+        Planned::of(Path::new("sql"), &Files::from([("tables.sql".to_owned(), tables)]))
+    }
+
+    #[test]
+    fn results_do_not_go_where_late_rows_do() {
+        assert!(planned("counts").is_ok());
+        let refused = planned("given_late").unwrap_err();
+        let [only] = &refused[..] else { panic!("{refused:?}") };
+        assert_eq!(only.line, 3);
+        assert!(only.message.contains("late rows of 'given'"), "{only}");
+    }
 }

@@ -13,6 +13,7 @@ mod examples;
 mod fuzz_sql;
 mod golden;
 mod ingest;
+mod inspection;
 mod kafka;
 mod kafka_conformance;
 mod kafka_foreign_reader;

@@ -1,0 +1,341 @@
+//! What cannot be counted: bad records, late rows, more groups than may be held. The real engine on the embedded log.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use emostream::clock::wall_ns;
+use emostream::engine::worker::{QueryReport, State};
+use emostream::engine::{Engine, KeptRecord, Place, Seat, Settings};
+use emostream::log::embedded::{self, EmbeddedLog};
+use emostream::log::failpoint::CRASH_AT;
+use emostream::log::{Log, NewRecord, Record, Retention, TOPIC_BAD, TopicSpec};
+use emostream::reaction::time::{NS_PER_MS, format_rfc3339};
+use emostream::shutdown::Tasks;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::support::binary::{Running, emostream};
+
+const HOUR_NS: i64 = 3600 * 1000 * NS_PER_MS;
+const PATIENCE: Duration = Duration::from_secs(40);
+const QUERY: &str = "INSERT INTO counts SELECT window.start, room, count FROM (
+  SELECT tumble(INTERVAL '100 milliseconds') AS window, room, count(*) AS count
+  FROM reactions WHERE user_id <> 'ghost' GROUP BY window, room
+);";
+
+fn tables(options: &str) -> String {
+    format!(
+        "CREATE TABLE reactions (user_id TEXT NOT NULL, room TEXT NOT NULL, note TEXT, at TIMESTAMP NOT NULL,
+  WATERMARK FOR at AS (at - INTERVAL '2 seconds')
+) WITH (connector = 'kafka', type = 'source', topic = 'given', format = 'json', framing = 'newline'{options});
+CREATE TABLE counts (window_start TIMESTAMP, room TEXT, count BIGINT) WITH (connector = 'kafka', type = 'sink');
+CREATE TABLE totals (window_start TIMESTAMP, count BIGINT) WITH (connector = 'kafka', type = 'sink');"
+    )
+}
+
+/// A row of a user in a room, so long after now.
+fn row(user: &str, room: &str, after_ns: i64) -> String {
+    let at = format_rfc3339(wall_ns() + after_ns);
+    json!({"user_id": user, "room": room, "note": "not read", "at": at}).to_string()
+}
+
+fn record(value: impl Into<Bytes>) -> NewRecord {
+    NewRecord { key: None, value: Some(value.into()), headers: Vec::new() }
+}
+
+/// A log, a folder of SQL, and an engine that is started again and again.
+struct House {
+    dir: TempDir,
+    log: Arc<dyn Log>,
+    running: Option<(Tasks, Arc<Engine>)>,
+}
+
+impl House {
+    async fn new(files: &[(&str, &str)]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("sql")).unwrap();
+        let log: Arc<dyn Log> =
+            EmbeddedLog::open(&dir.path().join("data"), embedded::Settings::default()).unwrap();
+        let mut house = Self { dir, log, running: None };
+        files.iter().for_each(|(name, text)| house.save(name, text));
+        house.restart(&Settings::default()).await;
+        house
+    }
+
+    fn save(&self, name: &str, text: &str) {
+        let (new, path) = (self.dir.path().join("new"), self.dir.path().join("sql").join(name));
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(new, path).unwrap();
+    }
+
+    async fn restart(&mut self, settings: &Settings) {
+        if let Some((tasks, engine)) = self.running.take() {
+            drop(engine);
+            assert!(tasks.stop(Duration::from_secs(20)).await, "it ends");
+        }
+        let (folder, retention) = (self.dir.path().join("sql"), Duration::from_secs(3600));
+        let place = Place { folder, partitions: 2, retention };
+        let tasks = Tasks::new();
+        let seat = Seat::occupy(&self.log, place, settings, &tasks).await.unwrap();
+        self.running = Some((tasks, seat.engine().unwrap()));
+    }
+
+    fn engine(&self) -> &Engine {
+        &self.running.as_ref().unwrap().1
+    }
+
+    async fn append(&self, partition: u32, values: Vec<Bytes>) {
+        let records = values.into_iter().map(record).collect();
+        self.log.append("given", partition, records).await.unwrap();
+    }
+
+    /// Waits until a query's report is so.
+    async fn until(&self, query: &str, is_so: impl Fn(&QueryReport) -> bool) -> QueryReport {
+        let mut last = None;
+        let waiting = async {
+            loop {
+                let report = self.engine().report(query).await.unwrap().unwrap();
+                if is_so(&report) {
+                    return report;
+                }
+                last = Some(report);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let found = tokio::time::timeout(PATIENCE, waiting).await;
+        found.unwrap_or_else(|_| panic!("still {last:?}"))
+    }
+
+    /// Waits until so many rows are accounted, and none is open.
+    async fn until_done(&self, query: &str, accepted: u64) -> QueryReport {
+        let done = |report: &QueryReport| {
+            report.state == State::Running && report.figures.open == 0 && report.figures.accepted == accepted
+        };
+        let report = self.until(query, done).await;
+        assert!(report.figures.is_conserved(), "{report:?}");
+        report
+    }
+
+    async fn until_kept(&self, count: usize) -> Vec<KeptRecord> {
+        let waiting = async {
+            loop {
+                let kept = self.engine().kept("counts").await.unwrap().unwrap();
+                if kept.len() >= count {
+                    return kept;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, waiting).await.expect("it is kept")
+    }
+
+    async fn sum_of(&self, topic: &str) -> u64 {
+        let rows = records(self.log.as_ref(), topic).await;
+        rows.iter().map(|record| value(record)["count"].as_u64().unwrap()).sum()
+    }
+}
+
+fn value(record: &Record) -> Value {
+    serde_json::from_slice(record.value.as_ref().unwrap()).unwrap()
+}
+
+/// All committed records of a topic.
+async fn records(log: &dyn Log, topic: &str) -> Vec<Record> {
+    let mut records = Vec::new();
+    for (partition, range) in (0..).zip(log.describe(topic).await.unwrap().unwrap()) {
+        let mut reader = log.reader(topic, partition, range.start).await.unwrap();
+        let mut next = range.start;
+        while next < range.end {
+            let batch = reader.read(1 << 20, Duration::from_millis(100)).await.unwrap();
+            next = batch.next;
+            records.extend(batch.records);
+        }
+    }
+    records
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bad_record_costs_itself_only_and_is_kept_once_with_its_place_and_reason() {
+    let mut house = House::new(&[("tables.sql", &tables("")), ("counts.sql", QUERY)]).await;
+    let good = |user| Bytes::from(row(user, "main", 0));
+    house.append(0, vec![good("ann"), Bytes::from_static(b"{\"user_id\": 3}"), good("bob")]).await;
+    house.append(1, vec![Bytes::from(vec![b'{'; 100_000])]).await;
+    let report = house.until_done("counts", 4).await;
+    assert_eq!((report.figures.counted, report.figures.bad, report.last_error), (2, 2, None));
+    for _ in 0..2 {
+        let mut kept = house.until_kept(2).await;
+        kept.sort_by_key(|kept| kept.partition);
+        let places: Vec<_> =
+            kept.iter().map(|kept| (kept.topic.as_str(), kept.partition, kept.offset, kept.bytes)).collect();
+        assert_eq!(
+            places,
+            [("given", Some(0), Some(1), Some(14)), ("given", Some(1), Some(0), Some(100_000))]
+        );
+        assert!(kept[0].reason.contains("user_id"), "{}", kept[0].reason);
+        let bad = records(house.log.as_ref(), TOPIC_BAD).await;
+        let sizes: BTreeSet<usize> =
+            bad.iter().map(|record| record.value.as_ref().map_or(0, Bytes::len)).collect();
+        assert_eq!((bad.len(), sizes), (2, BTreeSet::from([14, 64 << 10])), "cut off");
+        house.restart(&Settings::default()).await;
+        house.until_done("counts", 4).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_a_bad_record_stops_the_query_nothing_after_it_is_committed_and_drop_goes_on_from_there() {
+    let mut house =
+        House::new(&[("tables.sql", &tables(", bad_data = 'fail'")), ("counts.sql", QUERY)]).await;
+    house.append(0, vec![Bytes::from(row("ann", "main", 0))]).await;
+    house.until_done("counts", 1).await;
+    let good = |user| Bytes::from(row(user, "main", 0));
+    house.append(0, vec![good("bob"), Bytes::from_static(b"no JSON"), good("cleo")]).await;
+    for _ in 0..2 {
+        let report = house.until("counts", |report| report.state == State::Failed).await;
+        let error = report.last_error.unwrap();
+        assert!(error.starts_with("given, partition 0, offset 2: ") && error.contains("'drop'"), "{error}");
+        assert_eq!(house.sum_of("counts").await, 1, "what came before it is committed, and no more");
+        assert!(records(house.log.as_ref(), TOPIC_BAD).await.is_empty());
+        house.restart(&Settings::default()).await;
+    }
+    house.save("tables.sql", &tables(", bad_data = 'drop'"));
+    let report = house.until_done("counts", 4).await;
+    assert_eq!((report.figures.counted, report.figures.bad), (3, 1));
+    assert_eq!(house.sum_of("counts").await, 3);
+    assert_eq!(house.until_kept(1).await[0].offset, Some(2));
+    // What was left out before is left out for good.
+    house.save("tables.sql", &tables(", bad_data = 'fail'"));
+    house.restart(&Settings::default()).await;
+    house.append(0, vec![good("dora")]).await;
+    assert_eq!(house.until_done("counts", 5).await.figures.counted, 4);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn late_and_future_rows_are_written_whole_to_a_table_of_their_own() {
+    let tables = tables(", late_rows = 'table'");
+    let mut house = House::new(&[("tables.sql", &tables), ("counts.sql", QUERY)]).await;
+    house.append(0, vec![Bytes::from(row("ann", "main", 0))]).await;
+    house.until_done("counts", 1).await;
+    let rows = [
+        row("ghost", "main", -HOUR_NS),
+        row("bob", "main", 0),
+        row("cleo", "side", -HOUR_NS),
+        row("dora", "main", HOUR_NS),
+    ];
+    house.append(0, vec![Bytes::from(rows.join("\n"))]).await;
+    let figures = house.until_done("counts", 5).await.figures;
+    assert_eq!((figures.counted, figures.filtered, figures.late, figures.future), (2, 1, 1, 1));
+    for _ in 0..2 {
+        house.until_kept(2).await;
+        let late = records(house.log.as_ref(), "given_late").await;
+        let told: Vec<(Value, &str)> = late
+            .iter()
+            .map(|record| {
+                let header = |name| record.header(name).unwrap();
+                assert_eq!((header("query"), header("partition"), header("offset")), ("counts", "0", "1"));
+                (value(record), header("reason"))
+            })
+            .collect();
+        let json = |row: &String| serde_json::from_str::<Value>(row).unwrap();
+        assert_eq!(told, [(json(&rows[2]), "late"), (json(&rows[3]), "future")]);
+        house.restart(&Settings::default()).await;
+        house.until_done("counts", 5).await;
+    }
+    let flood: Vec<String> = (0..300).map(|n| row(&n.to_string(), "main", -HOUR_NS)).collect();
+    house.append(0, vec![Bytes::from(flood.join("\n"))]).await;
+    assert_eq!(house.until_done("counts", 305).await.figures.late, 301, "all are counted");
+    house.until_kept(102).await;
+    assert_eq!(records(house.log.as_ref(), "given_late").await.len(), 102, "and a hundred kept");
+}
+
+/// A query over this window, and in how many windows a row is.
+const WINDOWS: [(&str, u64); 3] = [
+    ("tumble(INTERVAL '100 milliseconds')", 1),
+    ("hop(INTERVAL '100 milliseconds', INTERVAL '300 milliseconds')", 3),
+    ("session(INTERVAL '100 milliseconds')", 1),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_keys_stops_its_query_only_and_a_higher_limit_goes_on_exactly() {
+    let totals = "INSERT INTO totals SELECT window.start, count FROM (
+      SELECT tumble(INTERVAL '100 milliseconds') AS window, count(*) AS count FROM reactions GROUP BY window);";
+    for (window, windows) in WINDOWS {
+        let query = QUERY.replace(WINDOWS[0].0, window);
+        let files = [("tables.sql", tables("")), ("counts.sql", query), ("totals.sql", totals.to_owned())];
+        let files: Vec<(&str, &str)> = files.iter().map(|(name, text)| (*name, text.as_str())).collect();
+        let mut house = House::new(&files).await;
+        let limited = Settings { max_groups: 50, ..Settings::default() };
+        house.restart(&limited).await;
+        house.append(0, vec![Bytes::from(row("ann", "main", 0))]).await;
+        house.until_done("counts", 1).await;
+        let flood = |part: i32| -> Bytes {
+            let rows: Vec<String> =
+                (0..40).map(|n| row("ann", &format!("room{part}/{n}"), 100 * NS_PER_MS)).collect();
+            rows.join("\n").into()
+        };
+        house.append(0, (0..5).map(flood).collect()).await;
+        house.append(1, (5..10).map(flood).collect()).await;
+        let report = house.until("counts", |report| report.state == State::Failed).await;
+        let error = report.last_error.unwrap();
+        assert!(error.contains("max_groups allows 50") && error.contains("raise it"), "{error}");
+        assert_eq!(house.sum_of("counts").await, windows, "{window}: what was committed stays");
+        house.until_done("totals", 401).await;
+        // The same limit stops it again, at the same place.
+        house.restart(&limited).await;
+        house.until("counts", |report| report.state == State::Failed).await;
+        house.restart(&Settings { max_groups: 5_000, ..Settings::default() }).await;
+        let figures = house.until_done("counts", 401).await.figures;
+        assert_eq!(figures.counted, 401, "{window}");
+        assert_eq!(house.sum_of("counts").await, 401 * windows, "{window}");
+        assert_eq!(house.sum_of("totals").await, 401);
+    }
+}
+
+/// Puts bad records and a good one into the log of a process that does not run.
+async fn put_in(dir: &Path, bad: usize) {
+    let data = dir.join("data");
+    let opened = tokio::task::spawn_blocking(move || EmbeddedLog::open(&data, embedded::Settings::default()));
+    let log = opened.await.unwrap().unwrap();
+    let retention = Retention::Age(Duration::from_secs(3600));
+    let topic = TopicSpec { name: "given".to_owned(), partitions: 8, retention, log_append_time: false };
+    log.create_topics(&[topic]).await.unwrap();
+    for partition in 0..2 {
+        let mut records: Vec<_> = (0..bad).map(|_| record(&b"torn"[..])).collect();
+        records.push(record(row("ann", "main", 0)));
+        log.append("given", partition, records).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crash_neither_loses_nor_doubles_what_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("sql")).unwrap();
+    std::fs::write(dir.path().join("sql/tables.sql"), tables("")).unwrap();
+    std::fs::write(dir.path().join("sql/counts.sql"), QUERY).unwrap();
+    let points =
+        ["engine.hand_over:2", "engine.commit.before", "engine.commit.after", "engine.commit.before:2"];
+    for point in points {
+        put_in(dir.path(), 5).await;
+        let mut command = emostream(dir.path());
+        command.args(["up", "--listen", "127.0.0.1:0"]).env(CRASH_AT, point);
+        if let Ok(mut up) = Running::begin(&mut command) {
+            assert!(!up.ended().await.expect("it dies there").success());
+        }
+    }
+    let mut up = Running::up(dir.path(), &[]);
+    let query = "/v1/queries/counts";
+    let bad = 10 * points.len();
+    up.poll(query, |query| query["bad"] == bad && query["open"] == 0).await;
+    let kept = |answer: &Value| answer["kept"].as_array().map_or(0, Vec::len);
+    up.poll(&format!("{query}/kept"), |answer| kept(answer) == bad).await;
+    assert_eq!(up.terminate().await, Some(0));
+    let log = EmbeddedLog::open(&dir.path().join("data"), embedded::Settings::default()).unwrap();
+    let records = records(log.as_ref(), TOPIC_BAD).await;
+    let place = |record: &Record| {
+        ["query", "topic", "partition", "offset"].map(|name| record.header(name).unwrap().to_owned())
+    };
+    let places: BTreeSet<_> = records.iter().map(place).collect();
+    assert_eq!((records.len(), places.len()), (bad, bad));
+}
