@@ -6,6 +6,8 @@ use serde_json::json;
 
 use super::Failure;
 use crate::config;
+use crate::engine::compile::CompiledQuery;
+use crate::engine::planned::not_compiled;
 use crate::reaction::table::{Table, TableKind};
 use crate::sql::files::{TABLES_FILE, load_file, load_folder};
 use crate::sql::{Diagnostic, Program, SqlFile, explain, plan_program_with, warning_at_watermark};
@@ -53,7 +55,7 @@ pub fn run(args: &CheckArgs) -> Result<(), Failure> {
             format!("no *.sql file in {}; name the files, or the folder by --sql", args.sql.display());
         return Err(Failure::input(message));
     }
-    let mut planned = plan_program_with(&files, &beside);
+    let mut planned = plan_program_with(&files, &beside).and_then(|program| compiled(program, &files));
     if let Ok(program) = &mut planned {
         let read: Vec<SqlFile> = files.iter().chain(&beside).cloned().collect();
         let warnings = short_delays(program, &read, settings.ingest.flush_interval_ms);
@@ -68,6 +70,18 @@ pub fn run(args: &CheckArgs) -> Result<(), Failure> {
         // Everything has been said.
         Err(_) => Err(Failure::input("")),
     }
+}
+
+/// The program, if every query of it compiles.
+fn compiled(program: Program, files: &[SqlFile]) -> Result<Program, Vec<Diagnostic>> {
+    let refused = program.queries.iter().filter_map(|query| {
+        let error = CompiledQuery::compile(query).err()?;
+        let file = files.iter().find(|file| file.text == query.text);
+        let name = file.map_or_else(|| query.name.clone(), |file| file.name.clone());
+        Some(not_compiled(name, &query.text, &error.strip_backtrace()))
+    });
+    let refused: Vec<Diagnostic> = refused.collect();
+    if refused.is_empty() { Ok(program) } else { Err(refused) }
 }
 
 /// The files to check, and the tables beside them.

@@ -16,7 +16,9 @@ use datafusion::common::{Result, internal_err};
 use datafusion::execution::{SendableRecordBatchStream, SessionStateBuilder, TaskContext};
 use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
 use datafusion::logical_expr::{LogicalPlan, UserDefinedLogicalNode};
+use datafusion::optimizer::{Optimizer, OptimizerRule};
 use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
+use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::physical_plan::execution_plan::{
     Boundedness, EmissionType, ReplaceChildrenOptions, reset_plan_states,
 };
@@ -29,6 +31,7 @@ use datafusion::prelude::SessionConfig;
 
 use super::closed::ClosedRows;
 use super::expression::{RowExpr, Rows};
+use super::in_sequence::UnionsInSequence;
 use crate::reaction::time::Window;
 use crate::sql::cut::{RowByRow, Windowed, WindowedRows};
 
@@ -133,7 +136,10 @@ pub(crate) struct Plan {
 impl Plan {
     fn new(part: &Windowed, schemas: Vec<SchemaRef>) -> Result<Self> {
         let config = SessionConfig::new().with_target_partitions(1);
-        let state = SessionStateBuilder::new().with_config(config).with_default_features().build();
+        let mut rules = PhysicalOptimizer::new().rules;
+        rules.insert(0, Arc::new(UnionsInSequence));
+        let state = SessionStateBuilder::new().with_config(config).with_default_features();
+        let state = state.with_optimizer_rules(logical_rules()).with_physical_optimizer_rules(rules).build();
         let slots = schemas.into_iter().enumerate().filter(|(cut, _)| part.cuts.contains(cut));
         let slots: BTreeMap<usize, (SchemaRef, Slot)> =
             slots.map(|(cut, schema)| (cut, (schema, Slot::default()))).collect();
@@ -168,6 +174,13 @@ impl Plan {
         let run = tokio::task::unconstrained(collect(plan, Arc::clone(&self.context)));
         futures::executor::block_on(run)
     }
+}
+
+/// DataFusion's rules without the two that move `window.start` towards a file that could read it alone: there is none,
+/// and over a join of two aggregates they fail on columns of one name.
+fn logical_rules() -> Vec<Arc<dyn OptimizerRule + Send + Sync>> {
+    let moves = |name: &str| matches!(name, "extract_leaf_expressions" | "push_down_leaf_projections");
+    Optimizer::new().rules.into_iter().filter(|rule| !moves(rule.name())).collect()
 }
 
 struct LeafPlanner {

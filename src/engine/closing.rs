@@ -379,15 +379,12 @@ impl Closer {
                 let rows = pane.accumulation.into_result(&compiled.aggregation, pane.window)?;
                 closed.push(pane.window, rows);
             }
-            if let Some(to) = self.emitted {
-                self.counted += match cut {
-                    OpenWindows::Single => 0,
-                    OpenWindows::Sliding(windows) => {
-                        windows.close(from, to, &mut closed, &mut self.scratch)?
-                    }
-                    OpenWindows::Sessions(sessions) => sessions.close(to, &mut closed, &mut self.scratch)?,
-                };
-            }
+            let to = self.emitted.unwrap_or(i64::MIN);
+            self.counted += match cut {
+                OpenWindows::Single => 0,
+                OpenWindows::Sliding(windows) => windows.close(from, to, &mut closed, &mut self.scratch)?,
+                OpenWindows::Sessions(sessions) => sessions.close(to, &mut closed, &mut self.scratch)?,
+            };
             all.push(closed);
         }
         Ok(all)

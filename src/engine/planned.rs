@@ -89,8 +89,7 @@ impl Planned {
                 }
                 Err(error) => {
                     let file = folder.join(file_of(&query.name)).display().to_string();
-                    let line = query.text.lines().next().unwrap_or_default();
-                    refused.push(at_start(file, &error.to_string(), line));
+                    refused.push(not_compiled(file, &query.text, &error.strip_backtrace()));
                 }
             }
         }
@@ -175,6 +174,17 @@ pub(super) fn at_start(file: String, message: &str, source_line: &str) -> Diagno
         suggestion: None,
         source_line: source_line.to_owned(),
     }
+}
+
+/// What a query that was planned cannot be compiled for, at its first INSERT.
+pub(crate) fn not_compiled(file: String, text: &str, message: &str) -> Diagnostic {
+    let lines = text.lines().enumerate();
+    let insert = lines.filter_map(|(index, line)| Some((index, line, line.to_lowercase().find("insert")?)));
+    let Some((index, line, before)) = insert.into_iter().next() else {
+        return at_start(file, message, text.lines().next().unwrap_or_default());
+    };
+    let column = line.char_indices().take_while(|(place, _)| *place < before).count() as u64 + 1;
+    Diagnostic { line: index as u64 + 1, column, ..at_start(file, message, line) }
 }
 
 /// Where a table is declared, by the first line that names it in a file that creates tables.

@@ -172,6 +172,9 @@ impl Saved {
                 None => (0, State::Sessions(SessionRows::decode(value, &compiled.shape)?)),
             };
             let of_cut = &mut self.cuts[cut];
+            if let State::Sessions(rows) = &state {
+                of_cut.added += rows.spans.len();
+            }
             of_cut.live.insert(number, start);
             of_cut.next = of_cut.next.max(number + 1);
             found.push(Restored { cut, state });

@@ -136,12 +136,14 @@ pub(crate) struct Sessions {
     aggregation: Arc<Aggregation>,
     /// Those put together, then what was handed over since.
     parts: Vec<SessionRows>,
+    /// Nothing was handed over since: a part as it is handed over may have two bursts of one session.
+    is_together: bool,
     unsaved: Vec<SessionRows>,
 }
 
 impl Sessions {
     pub(crate) fn new(gap_ns: i64, aggregation: Arc<Aggregation>) -> Self {
-        Self { gap_ns, aggregation, parts: Vec::new(), unsaved: Vec::new() }
+        Self { gap_ns, aggregation, parts: Vec::new(), is_together: true, unsaved: Vec::new() }
     }
 
     pub(crate) fn groups(&self) -> usize {
@@ -160,23 +162,19 @@ impl Sessions {
 
     pub(crate) fn add(&mut self, rows: SessionRows) {
         self.unsaved.push(rows.clone());
-        self.parts.push(rows);
+        self.restore(rows);
     }
 
     /// Takes in sessions as they were saved.
     pub(crate) fn restore(&mut self, rows: SessionRows) {
+        self.is_together = false;
         self.parts.push(rows);
     }
 
     /// Forgets the sessions that were closed at `closed_to`: what was saved of them is there until it is replaced. To be
     /// called once all is restored, because the first rows of an open session may lie far back.
     pub(crate) fn forget_closed(&mut self, closed_to: i64, scratch: &mut Scratch) -> Result<()> {
-        let Some(together) = self.put_together(scratch)? else { return Ok(()) };
-        let spans = together.spans.iter().zip(0_u32..);
-        let open = spans.filter(|((_, last), _)| last.saturating_add(self.gap_ns) > closed_to);
-        let open: Vec<u32> = open.map(|(_, place)| place).collect();
-        self.parts = if open.is_empty() { Vec::new() } else { vec![together.taken(&open)?] };
-        Ok(())
+        self.take_over(closed_to, scratch).map(drop)
     }
 
     /// What was handed over since the last call.
@@ -191,21 +189,24 @@ impl Sessions {
 
     /// Closes every session whose gap is over at `to`. Returns how many rows it had.
     pub(crate) fn close(&mut self, to: i64, closed: &mut ClosedRows, scratch: &mut Scratch) -> Result<u64> {
-        let Some(together) = self.put_together(scratch)? else { return Ok(0) };
+        let Some(over) = self.take_over(to, scratch)? else { return Ok(0) };
+        let rows = over.rows.iter().sum();
+        self.tell(over, closed)?;
+        Ok(rows)
+    }
+
+    /// Puts everything together and takes out the sessions whose gap is over at `to`, in the order of their windows.
+    fn take_over(&mut self, to: i64, scratch: &mut Scratch) -> Result<Option<SessionRows>> {
+        let Some(together) = self.put_together(scratch)? else { return Ok(None) };
         let is_over = |&place: &u32| {
             let (_, last) = together.spans[place as usize];
             last.saturating_add(self.gap_ns) <= to
         };
         let (mut over, open): (Vec<u32>, Vec<u32>) = (0..together.spans.len() as u32).partition(is_over);
         over.sort_by_key(|&place| together.spans[place as usize]);
+        self.is_together = true;
         self.parts = if open.is_empty() { Vec::new() } else { vec![together.taken(&open)?] };
-        if over.is_empty() {
-            return Ok(0);
-        }
-        let over = together.taken(&over)?;
-        let rows = over.rows.iter().sum();
-        self.tell(over, closed)?;
-        Ok(rows)
+        if over.is_empty() { Ok(None) } else { together.taken(&over).map(Some) }
     }
 
     /// One row of results per session, windows in order.
@@ -232,7 +233,7 @@ impl Sessions {
     fn put_together(&self, scratch: &mut Scratch) -> Result<Option<SessionRows>> {
         let all = match self.parts.as_slice() {
             [] => return Ok(None),
-            [only] => return Ok(Some(only.clone())),
+            [only] if self.is_together => return Ok(Some(only.clone())),
             parts => SessionRows::concat(parts)?,
         };
         let mut groups = Groups::new(&self.aggregation.key_types)?;

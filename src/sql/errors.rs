@@ -7,8 +7,8 @@ use std::ops::ControlFlow;
 
 use datafusion::common::{DataFusionError, SchemaError};
 use datafusion::sql::sqlparser::ast::{
-    Distinct, Expr, GroupByExpr, Query, Select, SelectItem, SetExpr, Spanned, Visit, Visitor,
-    visit_expressions,
+    Distinct, Expr, Function, FunctionArgumentClause, FunctionArguments, GroupByExpr, Query, Select,
+    SelectItem, SetExpr, Spanned, Visit, Visitor, visit_expressions,
 };
 use datafusion::sql::sqlparser::tokenizer::{Location, Span};
 
@@ -54,6 +54,7 @@ pub(crate) fn refusal(refusal: Refusal, query: &Query) -> Finding {
         Anchor::Join => joined(query),
         Anchor::Innermost => grouping(query, false),
         Anchor::Outermost => grouping(query, true),
+        Anchor::Ordered => ordered(query, &refusal.message),
         Anchor::Query => None,
     };
     Finding::error(at.unwrap_or_else(|| first_word(query)), refusal.message).help(refusal.help)
@@ -199,6 +200,27 @@ fn window_call(query: &Query) -> Option<Span> {
     let found = visit_expressions(query, |expr| match expr {
         Expr::Function(function) => match last_name(&function.name) {
             Some((name, at)) if WindowCall::named(&name).is_some() => ControlFlow::Break(at),
+            _ => ControlFlow::Continue(()),
+        },
+        _ => ControlFlow::Continue(()),
+    });
+    match found {
+        ControlFlow::Break(at) => Some(at),
+        ControlFlow::Continue(()) => None,
+    }
+}
+
+/// The first function with an ORDER BY whose name the message begins with.
+fn ordered(query: &Query, message: &str) -> Option<Span> {
+    let is_ordered = |function: &Function| match &function.args {
+        FunctionArguments::List(list) => {
+            list.clauses.iter().any(|clause| matches!(clause, FunctionArgumentClause::OrderBy(_)))
+        }
+        _ => false,
+    };
+    let found = visit_expressions(query, |expr| match expr {
+        Expr::Function(function) if is_ordered(function) => match last_name(&function.name) {
+            Some((name, at)) if message.starts_with(&name) => ControlFlow::Break(at),
             _ => ControlFlow::Continue(()),
         },
         _ => ControlFlow::Continue(()),

@@ -102,3 +102,17 @@ fn a_file_or_folder_that_is_not_there_is_named() {
         assert!(text(&output.stderr).contains(name), "{args:?}: {}", text(&output.stderr));
     }
 }
+
+#[test]
+fn what_plans_and_does_not_compile_is_refused_at_its_insert() {
+    let folder = with_shipped_sql();
+    let query = "-- The time is none.\nINSERT INTO emoji_counts SELECT window.start, window.end, room, emoji_type, n, 1 FROM
+      (SELECT * FROM (SELECT tumble(INTERVAL '2 seconds') AS window, room, emoji_type, count(*) AS n
+                      FROM reactions GROUP BY 1, 2, 3) ORDER BY n LIMIT 3) WHERE window.start > '2026-x';";
+    std::fs::write(folder.path().join("sql/emoji_counts.sql"), query).unwrap();
+    let output = check(folder.path(), &[]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stderr);
+    assert!(said.contains("emoji_counts.sql:2:1: error: "), "{said}");
+    assert!(said.contains("2026-x"), "{said}");
+}

@@ -190,6 +190,11 @@ impl Golden {
             }
             lines.iter().for_each(|line| writeln!(text, "  {line}").unwrap());
         }
+        let rows = stage.row_wise();
+        if !rows.is_empty() {
+            writeln!(text, "rows without a window").unwrap();
+            rows::sorted(rows).iter().for_each(|line| writeln!(text, "  {line}").unwrap());
+        }
         let figures = serde_json::to_string(&stage.checkpoint().unwrap().figures).unwrap();
         writeln!(text, "figures {figures}").unwrap();
         text
@@ -201,7 +206,7 @@ fn folders() -> Vec<PathBuf> {
     let mut folders: Vec<PathBuf> =
         std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     folders.sort();
-    assert!(folders.len() >= 20, "only {} golden streams were found", folders.len());
+    assert!(folders.len() >= 40, "only {} golden streams were found", folders.len());
     folders
 }
 
@@ -231,7 +236,7 @@ fn every_golden_stream_gives_its_windows_however_it_comes() {
                 compare(format!("shuffled, seed {seed}, {partitions} partitions"), found);
             }
         }
-        if !wrong.is_empty() {
+        if wrong.len() > 30_000 {
             break;
         }
     }

@@ -18,13 +18,100 @@ use crate::support::{rows, seeds};
 
 const TABLES: &str = include_str!("../../sql/tables.sql");
 const DELAY_MS: i64 = 500;
-const WIDTH_MS: i64 = 2_000;
 /// After all that a clock can have jumped to.
 const END_MS: i64 = 1_000_000_000;
 
-fn query() -> Prepared {
-    let shipped = include_str!("../../sql/emoji_counts.sql");
-    compile(TABLES, &shipped.replace("FROM reactions", "FROM reactions WHERE emoji_type <> 'filtered'"))
+/// How event time is divided, in milliseconds, as the model sees it.
+#[derive(Clone, Copy, Debug)]
+enum Windows {
+    /// Every `slide`, a window of `width`; side by side when they are equal.
+    Hop {
+        slide: i64,
+        width: i64,
+    },
+    Session {
+        gap: i64,
+    },
+}
+
+/// A query and what the model knows of it.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    call: &'static str,
+    windows: Windows,
+    /// Windows are closed at multiples of this.
+    step_ms: i64,
+    /// The clock's longest step.
+    pace_ms: i64,
+}
+
+const CASES: [Case; 4] = [
+    Case {
+        call: "tumble(INTERVAL '2 seconds')",
+        windows: Windows::Hop { slide: 2_000, width: 2_000 },
+        step_ms: 2_000,
+        pace_ms: 120,
+    },
+    Case {
+        call: "hop(INTERVAL '1 second', INTERVAL '3 seconds')",
+        windows: Windows::Hop { slide: 1_000, width: 3_000 },
+        step_ms: 1_000,
+        pace_ms: 120,
+    },
+    Case {
+        call: "session(INTERVAL '700 milliseconds')",
+        windows: Windows::Session { gap: 700 },
+        step_ms: 70,
+        pace_ms: 120,
+    },
+    // Saved panes of ten seconds.
+    Case {
+        call: "tumble(INTERVAL '90 seconds')",
+        windows: Windows::Hop { slide: 90_000, width: 90_000 },
+        step_ms: 10_000,
+        pace_ms: 3_000,
+    },
+];
+
+impl Case {
+    fn query(&self) -> Prepared {
+        let shipped = include_str!("../../sql/emoji_counts.sql");
+        assert!(shipped.contains("tumble(INTERVAL '2 seconds')"));
+        let windowed = shipped.replace("tumble(INTERVAL '2 seconds')", self.call);
+        compile(TABLES, &windowed.replace("FROM reactions", "FROM reactions WHERE emoji_type <> 'filtered'"))
+    }
+
+    fn is_late(&self, ms: i64, closed_to: i64) -> bool {
+        match self.windows {
+            Windows::Hop { slide, width } => ms.div_euclid(slide) * slide + width <= closed_to,
+            Windows::Session { .. } => ms < closed_to,
+        }
+    }
+
+    /// The windows of one group, by start and end, with how many rows they have. A row is in the windows that were open
+    /// when it was read.
+    fn counts(&self, mut rows: Vec<(i64, i64)>) -> BTreeMap<(i64, i64), i64> {
+        let mut counts = BTreeMap::new();
+        match self.windows {
+            Windows::Hop { slide, width } => {
+                for (ms, closed_to) in rows {
+                    let last = ms.div_euclid(slide) * slide;
+                    let starts = (0..width / slide).map(|back| last - back * slide);
+                    for start in starts.filter(|start| start + width > closed_to) {
+                        *counts.entry((start, start + width)).or_insert(0) += 1;
+                    }
+                }
+            }
+            Windows::Session { gap } => {
+                rows.sort_unstable();
+                for burst in rows.chunk_by(|(a, _), (b, _)| b - a < gap) {
+                    let (first, last) = (burst[0].0, burst[burst.len() - 1].0);
+                    counts.insert((first, last + gap), burst.len() as i64);
+                }
+            }
+        }
+        counts
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -49,6 +136,8 @@ struct Partition {
     records: Vec<(Vec<Row>, i64)>,
     /// By offset, as far as the records are judged.
     fates: Vec<Vec<Fate>>,
+    /// By offset: up to where windows were closed then.
+    closed_to_ms: Vec<i64>,
     watermark_ms: Option<i64>,
     last_record_ms: Option<i64>,
 }
@@ -62,6 +151,7 @@ struct Durable {
 }
 
 struct Model {
+    case: Case,
     partitions: Vec<Partition>,
     /// How many of the partitions are known since the last recovery.
     known: usize,
@@ -72,17 +162,19 @@ struct Model {
 impl Model {
     fn read(&mut self, partition: usize, offset: usize) {
         let closed_to = self.closed_to_ms.unwrap_or(i64::MIN);
+        let case = self.case;
         let at = &mut self.partitions[partition];
         let (rows, timestamp_ms) = at.records[offset].clone();
         let future_from = timestamp_ms + RULES.future_tolerance_ms;
         let fate = |row: &Row| match row {
             row if row.emoji == "filtered" => Fate::Filtered,
             row if row.ms > future_from => Fate::Future,
-            row if row.ms.div_euclid(WIDTH_MS) * WIDTH_MS + WIDTH_MS <= closed_to => Fate::Late,
+            row if case.is_late(row.ms, closed_to) => Fate::Late,
             _ => Fate::Counted,
         };
         if offset == at.fates.len() {
             at.fates.push(rows.iter().map(fate).collect());
+            at.closed_to_ms.push(closed_to);
         }
         let largest = rows.iter().map(|row| row.ms).filter(|ms| *ms <= future_from).max();
         at.watermark_ms = at.watermark_ms.max(largest.map(|ms| ms - DELAY_MS));
@@ -100,7 +192,7 @@ impl Model {
     fn over(&self) -> Option<i64> {
         let slowest =
             self.partitions[..self.known].iter().map(|partition| partition.watermark_ms).min().flatten();
-        let boundary = slowest.map(|ms| ms.div_euclid(WIDTH_MS) * WIDTH_MS);
+        let boundary = slowest.map(|ms| ms.div_euclid(self.case.step_ms) * self.case.step_ms);
         boundary.filter(|_| boundary > self.closed_to_ms)
     }
 
@@ -120,21 +212,24 @@ impl Model {
             let (seen, watermark_ms) =
                 self.durable.partitions.get(index).copied().unwrap_or((0, self.durable.closed_to_ms));
             partition.fates.truncate(seen);
+            partition.closed_to_ms.truncate(seen);
             partition.watermark_ms = watermark_ms;
             partition.last_record_ms = None;
         }
     }
 
-    /// Every row that was judged, with what became of it.
-    fn judged(&self) -> impl Iterator<Item = (&Row, Fate)> {
+    /// Every row that was judged, with what became of it, and up to where windows were closed then.
+    fn judged(&self) -> impl Iterator<Item = (&Row, Fate, i64)> {
         self.partitions.iter().flat_map(|partition| {
-            let records = partition.records.iter().zip(&partition.fates);
-            records.flat_map(|((rows, _), fates)| rows.iter().zip(fates.iter().copied()))
+            let judged = partition.fates.iter().zip(&partition.closed_to_ms);
+            partition.records.iter().zip(judged).flat_map(|((rows, _), (fates, closed_to))| {
+                rows.iter().zip(fates).map(|(row, fate)| (row, *fate, *closed_to))
+            })
         })
     }
 
     fn count(&self, fate: Fate) -> u64 {
-        self.judged().filter(|(_, found)| *found == fate).count() as u64
+        self.judged().filter(|(_, found, _)| *found == fate).count() as u64
     }
 }
 
@@ -154,12 +249,13 @@ struct World {
 }
 
 impl World {
-    fn new(query: &Prepared, calm: bool, random: &mut StdRng) -> Self {
+    fn new(case: Case, query: &Prepared, calm: bool, random: &mut StdRng) -> Self {
         let partitions = random.random_range(1..4);
         Self {
             query: query.clone(),
             stage: Stage::new(query, partitions),
             model: Model {
+                case,
                 partitions: vec![Partition::default(); partitions],
                 known: partitions,
                 closed_to_ms: None,
@@ -174,7 +270,7 @@ impl World {
     }
 
     fn step(&mut self, random: &mut StdRng) {
-        self.clock_ms += random.random_range(0..120);
+        self.clock_ms += random.random_range(0..self.model.case.pace_ms);
         let partitions = self.stage.partitions();
         let partition = random.random_range(0..partitions);
         match random.random_range(0..100) {
@@ -309,30 +405,33 @@ impl World {
         let expected =
             (count(Fate::Filtered), count(Fate::Future), count(Fate::Late), count(Fate::Counted), 0, 0);
         assert_eq!(found, expected, "filtered, future, late, counted, bad, open");
-        let mut expected = BTreeMap::new();
-        for (row, _) in self.model.judged().filter(|(_, fate)| *fate == Fate::Counted) {
-            let start = row.ms.div_euclid(WIDTH_MS) * WIDTH_MS * MS;
-            *expected.entry((start, row.room.to_owned(), row.emoji.to_owned())).or_insert(0) += 1;
+        let mut groups: BTreeMap<(&str, &str), Vec<(i64, i64)>> = BTreeMap::new();
+        for (row, _, closed_to) in self.model.judged().filter(|(_, fate, _)| *fate == Fate::Counted) {
+            groups.entry((row.room, row.emoji)).or_default().push((row.ms, closed_to));
         }
-        let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
-        let emitted = self.stage.emitted().iter().flat_map(|emitted| {
-            let start = emitted.window.start;
-            let count = |row: &serde_json::Map<_, _>| row["count"].as_i64().unwrap();
-            emitted
-                .rows
-                .iter()
-                .map(move |row| ((start, text(&row["room"]), text(&row["emoji_type"])), count(row)))
-        });
-        assert_eq!(emitted.collect::<BTreeMap<_, _>>(), expected);
+        let mut expected = BTreeMap::new();
+        for ((room, emoji), rows) in groups {
+            for ((start, end), count) in self.model.case.counts(rows) {
+                expected.insert((start * MS, end * MS, room.to_owned(), emoji.to_owned()), count);
+            }
+        }
+        let mut found = BTreeMap::new();
+        for emitted in self.stage.emitted() {
+            for row in &emitted.rows {
+                let text = |name: &str| row[name].as_str().unwrap().to_owned();
+                let key = (emitted.window.start, emitted.window.end, text("room"), text("emoji_type"));
+                assert_eq!(found.insert(key, row["count"].as_i64().unwrap()), None, "{row:?} came twice");
+            }
+        }
+        assert_eq!(found, expected);
     }
 }
 
-#[test]
-fn whatever_fails_and_when_the_windows_hold_exactly_the_rows_that_were_on_time() {
-    let query = query();
+fn faults_over(case: Case) {
+    let query = case.query();
     let (mut late, mut future, mut counted, mut faults, mut windows) = (0, 0, 0, 0, 0);
-    seeds::each("EMOSTREAM_SIMULATION_CASES", 400, |_, mut random| {
-        let mut world = World::new(&query, false, &mut random);
+    seeds::each("EMOSTREAM_SIMULATION_CASES", 150, |_, mut random| {
+        let mut world = World::new(case, &query, false, &mut random);
         for _ in 0..random.random_range(50..600) {
             world.step(&mut random);
         }
@@ -350,12 +449,11 @@ fn whatever_fails_and_when_the_windows_hold_exactly_the_rows_that_were_on_time()
     );
 }
 
-#[test]
-fn a_replay_from_the_start_gives_what_was_emitted_live() {
-    let query = query();
+fn replay_over(case: Case) {
+    let query = case.query();
     let mut windows = 0;
-    seeds::each("EMOSTREAM_SIMULATION_CASES", 100, |_, mut random| {
-        let mut world = World::new(&query, true, &mut random);
+    seeds::each("EMOSTREAM_SIMULATION_CASES", 50, |_, mut random| {
+        let mut world = World::new(case, &query, true, &mut random);
         for _ in 0..random.random_range(20..200) {
             world.step(&mut random);
         }
@@ -371,4 +469,29 @@ fn a_replay_from_the_start_gives_what_was_emitted_live() {
         windows += replay.emitted().len();
     });
     assert!(windows > 0, "nothing was emitted");
+}
+
+#[test]
+fn whatever_fails_tumbling_windows_hold_exactly_the_rows_that_were_on_time() {
+    faults_over(CASES[0]);
+}
+
+#[test]
+fn whatever_fails_hopping_windows_hold_exactly_the_rows_that_were_on_time() {
+    faults_over(CASES[1]);
+}
+
+#[test]
+fn whatever_fails_sessions_hold_exactly_the_rows_that_were_on_time() {
+    faults_over(CASES[2]);
+}
+
+#[test]
+fn whatever_fails_long_windows_hold_exactly_the_rows_that_were_on_time() {
+    faults_over(CASES[3]);
+}
+
+#[test]
+fn a_replay_from_the_start_gives_what_was_emitted_live() {
+    CASES.into_iter().for_each(replay_over);
 }

@@ -40,7 +40,9 @@ fn batch_answer(query: &Prepared, sql: &str, events: &[Events]) -> Result<Rows, 
         context.register_batch("events", rows::batch(query.source(), &all))?;
         context.sql(sql).await?.collect().await
     };
-    let answer = futures::executor::block_on(answer).map_err(|error| format!("the batch query: {error}"))?;
+    // A union starts tasks.
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let answer = runtime.block_on(answer).map_err(|error| format!("the batch query: {error}"))?;
     Ok(rows::as_written(query.sink(), &answer))
 }
 
@@ -70,7 +72,9 @@ fn engine_answer(query: &Prepared, events: &Events) -> Rows {
     stage.end(i64::MAX / MS - 1_000);
     let figures = stage.checkpoint().unwrap().figures;
     assert_eq!((figures.late, figures.future, figures.bad, figures.open), (0, 0, 0, 0), "{figures:?}");
-    assert_eq!(figures.accepted, events.rows.len() as u64);
+    // Once for every input of the query.
+    let rows = events.rows.len() as u64;
+    assert!(figures.accepted >= rows && figures.accepted.is_multiple_of(rows), "{figures:?}");
     stage.rows().cloned().collect()
 }
 
@@ -177,7 +181,7 @@ fn shrunk(mut query: Query, mut events: Vec<Events>, mut wrong: String) -> Strin
 #[test]
 fn a_random_query_over_random_events_gives_the_batch_answer() {
     let (mut compared, mut cases, mut without_answer) = (0, 0, 0);
-    seeds::each("EMOSTREAM_ORACLE_CASES", 350, |_, mut random| {
+    seeds::each("EMOSTREAM_ORACLE_CASES", 250, |_, mut random| {
         let query = Query::random(&mut random);
         let events: Vec<Events> = (0..6).map(|index| Events::random(index, &mut random)).collect();
         cases += 1;

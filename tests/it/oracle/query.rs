@@ -27,28 +27,78 @@ pub(super) enum For {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Window {
     Tumble { width: i64 },
+    Hop { slide: i64, width: i64 },
+    Session { gap: i64 },
 }
 
 impl Window {
     fn random(random: &mut StdRng) -> Self {
-        Self::Tumble { width: *[1_000, 1_500, 2_000, 5_000, 7_000, 10_000].choose(random).unwrap() }
+        match random.random_range(0..4) {
+            0 => {
+                let slide = *[500, 1_000, 2_000, 3_000].choose(random).unwrap();
+                Self::Hop { slide, width: slide * random.random_range(1..7) }
+            }
+            1 => Self::Session { gap: *[100, 700, 1_000, 4_000].choose(random).unwrap() },
+            // Saved panes.
+            2 if random.random_ratio(1, 4) => match random.random_bool(0.5) {
+                true => Self::Tumble { width: *[61_000, 90_000, 75_500].choose(random).unwrap() },
+                false => Self::Hop { slide: 15_000, width: *[75_000, 105_000].choose(random).unwrap() },
+            },
+            _ => Self::Tumble { width: *[1_000, 1_500, 2_000, 5_000, 7_000, 10_000].choose(random).unwrap() },
+        }
     }
 
     fn call(self) -> String {
         match self {
             Self::Tumble { width } => format!("tumble({})", interval(width)),
+            Self::Hop { slide, width } => format!("hop({}, {})", interval(slide), interval(width)),
+            Self::Session { gap } => format!("session({})", interval(gap)),
         }
     }
 
-    /// The source with its rows' windows, from the table `events`.
+    /// The source with its rows' windows, from the table `events`; for sessions as it is.
     fn rows(self) -> String {
+        let bin = |width| format!("date_bin({}, timestamp, TIMESTAMP '1970-01-01')", interval(width));
         match self {
             Self::Tumble { width } => {
-                let start = format!("date_bin({}, timestamp, TIMESTAMP '1970-01-01')", interval(width));
+                let start = bin(width);
                 format!("SELECT *, {start} AS ws, {start} + {} AS we FROM events", interval(width))
             }
+            Self::Hop { slide, width } => {
+                let back = (0..width / slide).map(|n| format!("({})", interval(n * slide)));
+                let (back, start) = (back.collect::<Vec<_>>().join(", "), format!("{} - back", bin(slide)));
+                format!(
+                    "SELECT events.*, {start} AS ws, {start} + {} AS we FROM events CROSS JOIN (VALUES {back}) AS o(back)",
+                    interval(width)
+                )
+            }
+            Self::Session { .. } => "SELECT * FROM events".to_owned(),
         }
     }
+
+    /// The bounds of a row's window as columns of the batch query's source.
+    fn bounds(self) -> &'static str {
+        if matches!(self, Self::Session { .. }) { "" } else { ", ws, we" }
+    }
+}
+
+/// The rows of `from` with the bounds of their sessions, of which each group (by these keys) has its own.
+fn sessions(from: &str, keys: &[String], gap: i64) -> String {
+    let by_key = match keys {
+        [] => String::new(),
+        keys => format!("PARTITION BY {}", keys.join(", ")),
+    };
+    let (keys, gap) = (keys.iter().map(|key| format!("{key}, ")).collect::<String>(), interval(gap));
+    let fresh = format!(
+        "SELECT *, CASE WHEN timestamp < lag(timestamp) OVER ({by_key} ORDER BY timestamp) + {gap} THEN 0 ELSE 1 END AS fresh \
+         FROM ({from}) AS s0"
+    );
+    let burst =
+        format!("SELECT *, sum(fresh) OVER ({by_key} ORDER BY timestamp) AS burst FROM ({fresh}) AS s1");
+    format!(
+        "SELECT *, min(timestamp) OVER (PARTITION BY {keys}burst) AS ws, \
+         max(timestamp) OVER (PARTITION BY {keys}burst) + {gap} AS we FROM ({burst}) AS s2"
+    )
 }
 
 fn interval(ms: i64) -> String {
@@ -76,6 +126,15 @@ enum From {
     Cte(&'static str),
     /// Two sub-selects, one in the other.
     Nested(&'static str, &'static str),
+    /// A UNION ALL of two sub-selects.
+    Union(&'static str, &'static str),
+}
+
+/// Another windowed aggregate beside the first, of the rows for which the condition holds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Join {
+    kind: &'static str,
+    condition: &'static str,
 }
 
 /// A column: its expression and its SQL type.
@@ -107,6 +166,7 @@ pub(super) struct Query {
     /// After `count(*)`, which is always there.
     aggregates: Vec<(String, &'static str)>,
     having: Option<&'static str>,
+    join: Option<Join>,
     above: Vec<Above>,
     /// ORDER BY … LIMIT per window.
     limit: Option<usize>,
@@ -212,7 +272,8 @@ const HAVINGS: &[&str] = &[
 impl Query {
     pub(super) fn random(random: &mut StdRng) -> Self {
         let some = |random: &mut StdRng, from: &[&'static str]| *from.choose(random).unwrap();
-        let from = match random.random_range(0..6) {
+        let from = match random.random_range(0..8) {
+            3 => From::Union(some(random, CONDITIONS), some(random, CONDITIONS)),
             0 => From::SubSelect(some(random, CONDITIONS)),
             1 => From::Cte(some(random, CONDITIONS)),
             2 => From::Nested(some(random, CONDITIONS), some(random, CONDITIONS)),
@@ -250,6 +311,10 @@ impl Query {
             by: *[By::Alias, By::Ordinal, By::Expression].choose(random).unwrap(),
             aggregates,
             having: random.random_bool(0.2).then(|| some(random, HAVINGS)),
+            join: random.random_bool(0.2).then(|| Join {
+                kind: ["JOIN", "LEFT JOIN", "RIGHT JOIN", "FULL JOIN"].choose(random).unwrap(),
+                condition: some(random, CONDITIONS),
+            }),
             above,
             limit: random.random_bool(0.2).then(|| random.random_range(1..5)),
         }
@@ -282,6 +347,9 @@ impl Query {
         if self.having.is_some() {
             with(&|query| query.having = None);
         }
+        if self.join.is_some() {
+            with(&|query| query.join = None);
+        }
         if self.limit.is_some() {
             with(&|query| query.limit = None);
         }
@@ -297,11 +365,12 @@ impl Query {
     /// `CREATE TABLE answer` and the query for the engine, or the batch query alone.
     pub(super) fn sql(&self, to: For) -> String {
         let mut columns: Vec<(String, &str)> = Vec::new();
-        let mut text = self.windowed(to);
+        let mut text = self.joined(to);
         let mut keys: Vec<(String, &str)> =
             self.keys.iter().enumerate().map(|(i, (_, sql_type))| (format!("k{i}"), *sql_type)).collect();
         let mut values = vec![("a0".to_owned(), "BIGINT")];
         values.extend(self.aggregates.iter().enumerate().map(|(i, (_, t))| (format!("a{}", i + 1), *t)));
+        values.extend(self.join.map(|_| ("j0".to_owned(), "BIGINT")));
         for (step, above) in self.above.iter().enumerate() {
             text = self.step(to, *above, step, &text, &mut keys, &mut values);
         }
@@ -318,7 +387,7 @@ impl Query {
                 format!("SELECT {listed} FROM ({text}) AS x ORDER BY {order} LIMIT {limit}")
             }
             (Some(limit), For::Batch) => format!(
-                "SELECT {listed} FROM (SELECT *, row_number() OVER (PARTITION BY ws ORDER BY {order}) AS place FROM ({text})) \
+                "SELECT {listed} FROM (SELECT *, row_number() OVER (PARTITION BY ws, we ORDER BY {order}) AS place FROM ({text})) \
                  WHERE place <= {limit}"
             ),
             (None, _) => format!("SELECT {listed} FROM ({text}) AS x"),
@@ -346,12 +415,16 @@ INSERT INTO answer {query};"
 
     /// The sub-select in FROM.
     fn source(&self, to: For) -> String {
-        let bounds = if to == For::Batch { ", ws, we" } else { "" };
+        let bounds = if to == For::Batch { self.window.bounds() } else { "" };
         match self.from {
             From::Table => "reactions".to_owned(),
             From::SubSelect(condition) | From::Cte(condition) => {
                 format!("SELECT *, lower(emoji_type) || room AS shade FROM reactions WHERE {condition}")
             }
+            From::Union(first, second) => format!(
+                "SELECT *, concat(room, '+') AS shade FROM reactions WHERE {first} \
+                 UNION ALL SELECT *, emoji_type AS shade FROM reactions WHERE {second}"
+            ),
             From::Nested(inner, outer) => format!(
                 "SELECT r.*, coalesce(r.country, r.room) AS shade FROM (
                    SELECT user_id, emoji_type, concat(room, '!') AS room, timestamp, country, n, big, u, weight, fair, at{bounds}
@@ -365,12 +438,28 @@ INSERT INTO answer {query};"
         let from = match self.from {
             From::Table => "reactions".to_owned(),
             From::Cte(_) => "shaded".to_owned(),
-            From::SubSelect(_) | From::Nested(..) => format!("({}) AS s", self.source(to)),
+            From::SubSelect(_) | From::Nested(..) | From::Union(..) => format!("({}) AS s", self.source(to)),
         };
         let call = self.window.call();
         let mut items =
             vec![if to == For::Engine { format!("{call} AS window") } else { "ws, we".to_owned() }];
-        items.extend(self.keys.iter().enumerate().map(|(i, (key, _))| format!("{key} AS k{i}")));
+        let filters: Vec<String> = self.filters.iter().map(|filter| format!("({filter})")).collect();
+        let mut filters = match filters.is_empty() {
+            true => String::new(),
+            false => format!(" WHERE {}", filters.join(" AND ")),
+        };
+        let keys = self.keys.iter().enumerate().map(|(i, (key, _))| format!("{key} AS k{i}"));
+        let mut from = from;
+        if let (Window::Session { gap }, For::Batch) = (self.window, to) {
+            let known = keys.fold(String::new(), |text, key| format!("{text}, {key}"));
+            let names: Vec<String> = (0..self.keys.len()).map(|i| format!("k{i}")).collect();
+            from =
+                format!("({}) AS w", sessions(&format!("SELECT *{known} FROM {from}{filters}"), &names, gap));
+            items.extend(names);
+            filters = String::new();
+        } else {
+            items.extend(keys);
+        }
         items.push("count(*) AS a0".to_owned());
         items
             .extend(self.aggregates.iter().enumerate().map(|(i, (text, _))| format!("{text} AS a{}", i + 1)));
@@ -386,16 +475,46 @@ INSERT INTO answer {query};"
             (For::Engine, By::Expression) if *key != "'all'" => (*key).to_owned(),
             _ => format!("k{i}"),
         }));
-        let mut text = format!("SELECT {} FROM {from}", items.join(", "));
-        if !self.filters.is_empty() {
-            let filters: Vec<String> = self.filters.iter().map(|filter| format!("({filter})")).collect();
-            text += &format!(" WHERE {}", filters.join(" AND "));
-        }
+        let mut text = format!("SELECT {} FROM {from}{filters}", items.join(", "));
         text += &format!(" GROUP BY {}", group.join(", "));
         if let Some(having) = self.having {
             text += &format!(" HAVING {having}");
         }
         text
+    }
+
+    /// The windowed aggregate, with another beside it.
+    fn joined(&self, to: For) -> String {
+        let left = self.windowed(to);
+        let Some(Join { kind, condition }) = self.join else { return left };
+        let by = self.keys.first().filter(|(key, _)| *key != "shade");
+        let other = Self {
+            from: From::Table,
+            filters: vec![condition],
+            keys: by.into_iter().copied().collect(),
+            by: By::Alias,
+            aggregates: vec![],
+            having: None,
+            join: None,
+            ..self.clone()
+        };
+        let bounds: &[&str] = if to == For::Engine { &["window"] } else { &["ws", "we"] };
+        let mut on: Vec<String> = bounds.iter().map(|name| format!("l.{name} = r.{name}")).collect();
+        let mut items: Vec<String> =
+            bounds.iter().map(|name| format!("coalesce(l.{name}, r.{name}) AS {name}")).collect();
+        on.extend(by.map(|_| "l.k0 = r.k0".to_owned()));
+        items.extend((0..self.keys.len()).map(|i| match (i, by) {
+            (0, Some(_)) => "coalesce(l.k0, r.k0) AS k0".to_owned(),
+            _ => format!("l.k{i} AS k{i}"),
+        }));
+        items.push("coalesce(l.a0, 0) AS a0".to_owned());
+        items.extend((1..=self.aggregates.len()).map(|i| format!("l.a{i} AS a{i}")));
+        format!(
+            "SELECT {}, r.a0 AS j0 FROM ({left}) AS l {kind} ({}) AS r ON {}",
+            items.join(", "),
+            other.windowed(to),
+            on.join(" AND ")
+        )
     }
 
     fn step(
@@ -407,7 +526,7 @@ INSERT INTO answer {query};"
         keys: &mut Vec<(String, &'static str)>,
         values: &mut Vec<(String, &'static str)>,
     ) -> String {
-        let window = if to == For::Engine { "window" } else { "ws" };
+        let window = if to == For::Engine { "window" } else { "ws, we" };
         let bounds = if to == For::Engine { "window" } else { "ws, we" };
         let added = format!("b{step}");
         match above {
@@ -418,7 +537,10 @@ INSERT INTO answer {query};"
                 )
             }
             Above::Where => {
-                format!("SELECT * FROM ({text}) AS x{step} WHERE a0 > 1 AND {window} IS NOT NULL")
+                format!(
+                    "SELECT * FROM ({text}) AS x{step} WHERE a0 > 1 AND {} IS NOT NULL",
+                    window.trim_end_matches(", we")
+                )
             }
             Above::Share => {
                 values.push((added.clone(), "BIGINT"));

@@ -311,10 +311,12 @@ impl Stage {
         }
     }
 
-    /// All partitions are proved complete up to this time.
+    /// All partitions are proved complete up to this time; what is known then is committed.
     pub(crate) fn end(&mut self, ms: i64) {
         (0..self.partitions.len()).for_each(|partition| self.prove_end(partition, ms));
-        self.close();
+        if let Some(closed) = self.hand_over(true) {
+            self.commit(&closed);
+        }
     }
 
     pub(crate) fn checkpoint(&self) -> Option<&Checkpoint> {
@@ -337,6 +339,11 @@ impl Stage {
     /// The windows committed so far, in that order.
     pub(crate) fn emitted(&self) -> &[Emitted] {
         &self.emitted
+    }
+
+    /// The rows without a window committed so far.
+    pub(crate) fn row_wise(&self) -> &[Map<String, Value>] {
+        &self.row_wise
     }
 
     /// All committed rows, in the order in which they were written.
