@@ -15,7 +15,7 @@ use super::above::batch_of;
 use super::aggregate::{Aggregation, Arguments, Pane};
 use super::closing::{Lane, Start};
 use super::compile::{CompiledInput, CompiledQuery, CompiledSource, Target};
-use super::decode::{Decoded, Span, decode};
+use super::decode::{Decoded, decode};
 use super::expression::{RowExpr, Rows};
 use super::groups::Scratch;
 use super::kept::{Kept, Missed, Origin};
@@ -242,54 +242,44 @@ impl Partition {
     pub fn push(&mut self, record: &Record, now_ms: i64) -> Result<Option<BadRecord>> {
         let query = Arc::clone(&self.query);
         let source = &query.sources[self.source];
-        let mut decoded = decode(source, record, self.partition);
+        let Decoded { rows, accepted } = decode(source, record, self.partition);
         let fresh = record.offset >= self.accounted_to;
         let from =
             Origin { query: &query.name, topic: &source.table.topic, partition: self.partition, record };
-        let bad = decoded.bad.take();
-        match &bad {
-            // One that was left out before the table said so is left out again.
-            Some(_) if fresh && source.table.with.bad_data == BadData::Fail => {
-                return Ok(bad.map(|error| BadRecord { error, stops: true }));
-            }
-            Some(error) if fresh => self.kept.add_bad(from, error),
-            _ => {}
+        // A bad record that was left out before the table said that it stops the query is left out again.
+        if fresh && source.table.with.bad_data == BadData::Fail && rows.is_err() {
+            return Ok(rows.err().map(|error| BadRecord { error, stops: true }));
         }
-        self.take(&decoded, now_ms)?;
+        self.next = record.offset + 1;
+        self.last_record_ms = Some(now_ms);
+        if fresh {
+            self.account.accepted += accepted * self.taken.len() as u64;
+        }
+        let rows = match rows {
+            Ok(rows) => rows,
+            Err(error) => {
+                if fresh {
+                    self.account.bad += accepted * self.taken.len() as u64;
+                    self.kept.add_bad(from, &error);
+                }
+                return Ok(Some(BadRecord { error, stops: false }));
+            }
+        };
+        self.take(source, record, fresh, &rows)?;
         if !self.missed.is_empty() {
             self.kept.add_missed(source, from, &std::mem::take(&mut self.missed));
         }
-        Ok(bad.map(|error| BadRecord { error, stops: false }))
+        Ok(None)
     }
 
-    fn take(&mut self, decoded: &Decoded, now_ms: i64) -> Result<()> {
-        self.next = decoded.next;
-        self.last_record_ms = Some(now_ms);
-        let inputs = self.taken.len() as u64;
-        if decoded.bad_span.offset >= self.accounted_to {
-            self.account.accepted += decoded.bad_span.accepted * inputs;
-            self.account.bad += decoded.bad_span.accepted * inputs;
-        }
-        let query = Arc::clone(&self.query);
-        let source = &query.sources[self.source];
-        for (span, rows) in decoded.by_record() {
-            self.take_record(source, &span, &rows)?;
-        }
-        Ok(())
-    }
-
-    fn take_record(&mut self, source: &CompiledSource, span: &Span, rows: &Rows) -> Result<()> {
-        let fresh = span.offset >= self.accounted_to;
-        if fresh {
-            self.account.accepted += span.accepted * self.taken.len() as u64;
-        }
-        let future_from = span.timestamp_ms.saturating_add(self.rules.future_tolerance_ms);
+    fn take(&mut self, source: &CompiledSource, record: &Record, fresh: bool, rows: &Rows) -> Result<()> {
+        let future_from = record.timestamp_ms.saturating_add(self.rules.future_tolerance_ms);
         let future_from = future_from.saturating_mul(NS_PER_MS);
         let largest = event_ns(source, rows).iter().copied().filter(|&ns| ns <= future_from).max();
         if let Some(largest) = largest {
             self.watermark.advance(largest);
         }
-        let limits = Limits { fresh, future_from, offset: span.offset };
+        let limits = Limits { fresh, future_from, offset: record.offset };
         let open = if fresh { 0 } else { self.open() };
         for (place, input) in source.inputs.iter().enumerate() {
             self.take_input(source, input, place, &limits, rows)?;
