@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch, StructArray, TimestampNanosecondArray};
+use arrow::array::{ArrayRef, Int64Array, RecordBatch, StructArray, TimestampNanosecondArray};
 use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::common::{Result, internal_err};
 use datafusion::logical_expr::{EmitTo, GroupsAccumulator};
@@ -34,6 +34,8 @@ pub(crate) struct Arguments {
     pub(crate) values: Vec<RowExpr>,
     /// `FILTER (WHERE …)`.
     pub(crate) filter: Option<RowExpr>,
+    /// It is `count(*)`: nothing of a row matters but that it is there.
+    pub(crate) is_count: bool,
 }
 
 fn accumulator(function: &Arc<AggregateFunctionExpr>) -> Result<Box<dyn GroupsAccumulator>> {
@@ -121,6 +123,14 @@ impl Accumulation {
         scratch: &mut Scratch,
     ) -> Result<()> {
         let keys = keys.iter().map(|key| key.evaluate(rows)).collect::<Result<Vec<_>>>()?;
+        if arguments.iter().all(|arguments| arguments.is_count)
+            && self.groups.count(&keys, rows.len(), scratch)?
+        {
+            // The state of a count is the count.
+            let counts: ArrayRef = Arc::new(Int64Array::from_iter_values(scratch.counts.iter().copied()));
+            let states = vec![vec![counts]; arguments.len()];
+            return self.accumulators.merge(&states, &scratch.counted, self.groups.len());
+        }
         self.groups.number(&keys, rows.len(), scratch)?;
         self.accumulators.update(arguments, rows, &scratch.group_of_row, self.groups.len())
     }

@@ -53,8 +53,9 @@ pub fn run_to_end(
             }
             Some(piece) => {
                 let piece = piece?;
-                if let Some(bad) = partitions[behind].push(&piece.record, 0)? {
-                    return Err(piece.place.refused(&bad.error).into());
+                let mut pushed = partitions[behind].push(std::slice::from_ref(&piece.record), 0)?;
+                if let Some(error) = pushed.bad.pop().map(|(_, error)| error).or(pushed.stopped_by) {
+                    return Err(piece.place.refused(&error).into());
                 }
             }
         }

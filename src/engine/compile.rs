@@ -249,8 +249,13 @@ fn cut_input(cut: usize, input: &Input, columns: &[usize]) -> Result<CompiledInp
         let mut values = function.expressions();
         values.extend(function.order_bys().iter().map(|order| Arc::clone(&order.expr)));
         let values = values.into_iter().map(|value| RowExpr::from_physical(value, read.as_arrow()));
+        let values = values.collect::<Result<Vec<_>>>()?;
         let filter = filter.map(|filter| RowExpr::from_physical(filter, read.as_arrow())).transpose()?;
-        Ok(Arguments { values: values.collect::<Result<_>>()?, filter })
+        let is_count = function.fun().name() == "count"
+            && !function.is_distinct()
+            && filter.is_none()
+            && matches!(&values[..], [value] if value.is_constant());
+        Ok(Arguments { values, filter, is_count })
     });
     Ok(CompiledInput {
         filters: input.filters.iter().map(compile).collect::<Result<_>>()?,

@@ -11,9 +11,11 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 use super::change::Compatibility;
+use super::committing::writer_id;
+use super::failure::lock;
 use super::planned::{Files, Planned, at_start, file_of};
 use super::slot::{Failed, Slot};
-use super::worker::{QueryReport, lock, writer_id};
+use super::worker::QueryReport;
 use super::{Engine, Place, Running, blocking, folder, plan};
 use crate::clock;
 use crate::log::program::{self, VersionEntry};

@@ -4,10 +4,9 @@
 //! evaluated on the dictionary's values and spread by code: `upper(emoji_type)` over 20,000 rows of 50 emojis costs 50
 //! evaluations.
 
-use std::cell::OnceCell;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, DictionaryArray, RecordBatch, UInt64Array};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, DictionaryArray, RecordBatch, UInt32Array};
 use arrow::compute::{cast, take};
 use arrow::datatypes::{DataType, Field, Int32Type, Schema, SchemaRef};
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
@@ -24,12 +23,12 @@ use datafusion::physical_expr::{PhysicalExpr, create_physical_expr};
 pub(crate) struct Rows {
     batch: RecordBatch,
     /// The same with every dictionary spelled out; made when an expression needs it.
-    plain: OnceCell<RecordBatch>,
+    plain: OnceLock<RecordBatch>,
 }
 
 impl Rows {
     pub(crate) fn new(batch: RecordBatch) -> Self {
-        Self { batch, plain: OnceCell::new() }
+        Self { batch, plain: OnceLock::new() }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -50,9 +49,8 @@ impl Rows {
     }
 
     /// The rows at these places.
-    pub(crate) fn at(&self, places: &[usize]) -> Result<Self> {
-        let places: UInt64Array = places.iter().map(|&place| place as u64).collect();
-        Ok(Self::new(arrow::compute::take_record_batch(&self.batch, &places)?))
+    pub(crate) fn at(&self, places: &UInt32Array) -> Result<Self> {
+        Ok(Self::new(arrow::compute::take_record_batch(&self.batch, places)?))
     }
 
     fn plain(&self) -> Result<&RecordBatch> {
@@ -133,6 +131,11 @@ impl RowExpr {
             _ => Shape::Any(physical),
         };
         Ok(Self { shape })
+    }
+
+    /// Whether it is the same for all rows, and not null.
+    pub(crate) fn is_constant(&self) -> bool {
+        matches!(&self.shape, Shape::Constant(value) if !value.is_null())
     }
 
     /// One value a row; text may come as `Dictionary(Int32, Utf8)`.

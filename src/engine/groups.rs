@@ -1,7 +1,8 @@
 //! Group keys → group numbers: text by interned codes, everything through DataFusion's `GroupValues`.
 //!
 //! Pure. The fast way is taken when all keys of a record are dictionaries and their combinations are few: rows are
-//! numbered through a table over combinations of codes, and only the combinations that occur are hashed.
+//! numbered, or only counted, through a table over combinations of codes, and only the combinations that occur are
+//! hashed.
 
 use std::sync::Arc;
 
@@ -22,10 +23,12 @@ const MAX_COMBINATIONS: usize = 1 << 16;
 pub(crate) struct Scratch {
     /// The group of every row of the batch at hand.
     pub(crate) group_of_row: Vec<usize>,
-    combination_of_row: Vec<u32>,
-    local_of_combination: Vec<u32>,
+    combination_of_row: Vec<i32>,
+    of_combination: Vec<u32>,
     combinations: Vec<u32>,
-    group_of_local: Vec<usize>,
+    /// The groups of what [`Groups::count`] counted, and how many rows each has.
+    pub(crate) counted: Vec<usize>,
+    pub(crate) counts: Vec<i64>,
 }
 
 /// The groups of one pane.
@@ -77,6 +80,30 @@ impl Groups {
         values.intern(&columns, &mut scratch.group_of_row)
     }
 
+    /// Counts rows by their keys into `scratch.counted` and `scratch.counts`, without numbering each: where it can, which
+    /// is what it returns.
+    pub(crate) fn count(&mut self, keys: &[ArrayRef], rows: usize, scratch: &mut Scratch) -> Result<bool> {
+        let Some(dictionaries) = few_combinations(keys) else { return Ok(false) };
+        let Some(values) = &mut self.values else { return Ok(false) };
+        let Scratch { combination_of_row, of_combination, combinations, counted, counts, .. } = scratch;
+        of_combination.clear();
+        of_combination.resize(combinations_of(&dictionaries), 0);
+        combinations.clear();
+        for &combination in combine(&dictionaries, rows, combination_of_row) {
+            let count = &mut of_combination[combination as usize];
+            if *count == 0 {
+                combinations.push(combination as u32);
+            }
+            *count += 1;
+        }
+        counts.clear();
+        counts
+            .extend(combinations.iter().map(|&combination| i64::from(of_combination[combination as usize])));
+        let columns = codes_of_combinations(&mut self.texts, &dictionaries, combinations)?;
+        values.intern(&columns, counted)?;
+        Ok(true)
+    }
+
     /// The keys of all groups, in the groups' order; text as Utf8.
     pub(crate) fn into_keys(mut self) -> Result<Vec<ArrayRef>> {
         let Some(values) = &mut self.values else { return Ok(Vec::new()) };
@@ -121,42 +148,54 @@ fn number_by_codes(
     rows: usize,
     scratch: &mut Scratch,
 ) -> Result<()> {
-    combine(keys, rows, &mut scratch.combination_of_row);
-    let size = keys.iter().map(|key| key.values().len().max(1)).product();
-    let Scratch { group_of_row, combination_of_row, local_of_combination, combinations, group_of_local } =
-        scratch;
-    local_of_combination.clear();
-    local_of_combination.resize(size, u32::MAX);
+    let Scratch { group_of_row, combination_of_row, of_combination, combinations, counted, .. } = scratch;
+    of_combination.clear();
+    of_combination.resize(combinations_of(keys), u32::MAX);
     combinations.clear();
     group_of_row.clear();
     group_of_row.reserve(rows);
-    for &combination in combination_of_row.iter() {
+    for &combination in combine(keys, rows, combination_of_row) {
         // Codes were checked against their dictionary's length when the record was decoded.
-        let local = &mut local_of_combination[combination as usize];
+        let local = &mut of_combination[combination as usize];
         if *local == u32::MAX {
             *local = combinations.len() as u32;
-            combinations.push(combination);
+            combinations.push(combination as u32);
         }
         group_of_row.push(*local as usize);
     }
     let columns = codes_of_combinations(texts, keys, combinations)?;
-    values.intern(&columns, group_of_local)?;
+    values.intern(&columns, counted)?;
     for group in group_of_row.iter_mut() {
-        *group = group_of_local[*group];
+        *group = counted[*group];
     }
     Ok(())
 }
 
-/// Row by row: the codes of all keys as one number.
-fn combine(keys: &[&TextDictionary], rows: usize, combination_of_row: &mut Vec<u32>) {
+fn combinations_of(keys: &[&TextDictionary]) -> usize {
+    keys.iter().map(|key| key.values().len().max(1)).product()
+}
+
+/// Row by row: the codes of all keys as one number. A key of one value adds nothing to it, and one key alone is that
+/// number.
+fn combine<'a>(keys: &[&'a TextDictionary], rows: usize, combination_of_row: &'a mut Vec<i32>) -> &'a [i32] {
+    let mut varying = keys.iter().filter(|key| key.values().len() > 1);
     combination_of_row.clear();
-    combination_of_row.resize(rows, 0);
-    for key in keys {
-        let size = key.values().len().max(1) as u32;
+    let Some(first) = varying.next() else {
+        combination_of_row.resize(rows, 0);
+        return combination_of_row;
+    };
+    let mut varying = varying.peekable();
+    if varying.peek().is_none() {
+        return first.keys().values();
+    }
+    combination_of_row.extend_from_slice(first.keys().values());
+    for key in varying {
+        let size = key.values().len() as i32;
         for (combination, &code) in combination_of_row.iter_mut().zip(key.keys().values()) {
-            *combination = *combination * size + code as u32;
+            *combination = *combination * size + code;
         }
     }
+    combination_of_row
 }
 
 /// By key: the interned codes of the combinations that occur.

@@ -21,11 +21,14 @@ pub mod bounded;
 pub mod change;
 mod closed;
 pub mod closing;
+mod committing;
 pub mod compile;
 pub mod connector;
 mod decode;
 mod edit;
 mod expression;
+mod failure;
+mod filling;
 mod folder;
 mod follow;
 mod groups;
@@ -34,11 +37,13 @@ mod inspect;
 pub mod kept;
 pub mod partition;
 pub(crate) mod planned;
+mod reading;
 pub mod routes;
 mod run;
 pub mod saved;
 mod seat;
 mod session;
+mod shared;
 pub mod sink;
 mod sliding;
 mod slot;
@@ -57,11 +62,13 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 pub use self::edit::{ChangeError, Verdict};
+use self::failure::lock;
 pub use self::inspect::KeptRecord;
 use self::planned::{Files, Planned};
 pub use self::seat::Seat;
+use self::shared::Shared;
 use self::slot::{Slot, Version};
-use self::worker::{QueryReport, lock};
+use self::worker::QueryReport;
 use crate::clock;
 use crate::log::program::{self, ProgramView};
 use crate::log::{Lease, Log, LogError};
@@ -128,7 +135,7 @@ pub enum EngineError {
 pub struct Engine {
     place: Place,
     log: Arc<dyn Log>,
-    shared: Arc<worker::Shared>,
+    shared: Arc<Shared>,
     tasks: Tasks,
     failures: slot::Failures,
 
@@ -176,7 +183,7 @@ impl Engine {
         let view = program::store(log.as_ref(), &planned.view(), clock::wall_ns()).await?;
         let (failures, failed) = mpsc::channel(FAILURES);
         let engine = Arc::new(Self {
-            shared: Arc::new(worker::Shared::new(Arc::clone(log), Arc::clone(lease), settings)),
+            shared: Arc::new(Shared::new(Arc::clone(log), Arc::clone(lease), settings)),
             log: Arc::clone(log),
             tasks: tasks.clone(),
             failures,

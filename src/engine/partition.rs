@@ -1,28 +1,31 @@
 //! One partition of a query's source: records in, panes out. Pure: records, times and boundaries are arguments.
 //!
-//! A record is atomic for time: its rows are judged by what was closed before it, then its largest event time
-//! advances the watermark. Every row is accounted once for each input of the query that reads the source: filtered,
+//! A record is atomic for time: its rows are judged by what was closed before it, and its largest event time advances
+//! the watermark. Every row is accounted once for each input of the query that reads the source: filtered,
 //! future, late, bad, or taken in (open, then counted).
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::{AsArray, BooleanArray, RecordBatch};
-use arrow::datatypes::TimestampNanosecondType;
+use arrow::array::{AsArray, BooleanArray, RecordBatch, UInt32Array};
+use arrow::datatypes::{TimestampNanosecondType, UInt32Type};
 use datafusion::common::Result;
 
 use super::above::batch_of;
-use super::aggregate::{Aggregation, Arguments, Pane};
+use super::aggregate::Pane;
 use super::closing::{Lane, Start};
 use super::compile::{CompiledInput, CompiledQuery, CompiledSource, Target};
 use super::decode::{Decoded, decode};
 use super::expression::{RowExpr, Rows};
+use super::filling::IntoPanes;
 use super::groups::Scratch;
 use super::kept::{Kept, Missed, Origin};
 use super::session::{Bursts, SessionRows};
 use super::watermark::Watermark;
-use super::window::{Panes, runs};
-use crate::log::{Record, codec};
+use super::window::Panes;
+use crate::log::Record;
+use crate::log::codec::CodecError;
 use crate::reaction::table::{BadData, LateRows};
 use crate::reaction::time::NS_PER_MS;
 use crate::sql::cut::Windowing;
@@ -51,13 +54,16 @@ pub struct TimeRules {
     pub idle_ms: i64,
 }
 
-/// A record that cannot be decoded.
+/// What [`Partition::push`] did.
 #[derive(Debug)]
-pub struct BadRecord {
-    /// What is wrong with it.
-    pub error: codec::CodecError,
-    /// `bad_data = 'fail'`: it was not taken in, and nothing after it may be.
-    pub stops: bool,
+pub struct Pushed {
+    /// How many of the records are taken in or left out.
+    pub taken: usize,
+    /// Which of them cannot be decoded, and why.
+    pub bad: Vec<(usize, CodecError)>,
+    /// The record after those taken cannot be decoded, and its table says `bad_data = 'fail'`: nothing after it may be
+    /// taken in.
+    pub stopped_by: Option<CodecError>,
 }
 
 /// What a partition hands over when windows close: one step, so that results and positions agree.
@@ -234,57 +240,115 @@ impl Partition {
         self.taken.iter().filter_map(|taken| taken.earliest_end(self.closed_to)).min()
     }
 
-    /// Decodes and takes in the next record. `now_ms` is the wall clock when it was read.
+    /// Decodes and takes in the first of `records`, and with it as many of those that follow as make one batch worth its
+    /// cost: call it until all are taken. `now_ms` is the wall clock when they were read.
     ///
     /// # Errors
     /// When an expression fails on a row: the query cannot go on. A record that cannot be decoded is no error: its
     /// rows are `bad`, unless its table says that it stops the query.
-    pub fn push(&mut self, record: &Record, now_ms: i64) -> Result<Option<BadRecord>> {
-        let query = Arc::clone(&self.query);
-        let source = &query.sources[self.source];
-        let Decoded { rows, accepted } = decode(source, record, self.partition);
-        let fresh = record.offset >= self.accounted_to;
-        let from =
-            Origin { query: &query.name, topic: &source.table.topic, partition: self.partition, record };
-        // A bad record that was left out before the table said that it stops the query is left out again.
-        if fresh && source.table.with.bad_data == BadData::Fail && rows.is_err() {
-            return Ok(rows.err().map(|error| BadRecord { error, stops: true }));
-        }
-        self.next = record.offset + 1;
-        self.last_record_ms = Some(now_ms);
-        if fresh {
-            self.account.accepted += accepted * self.taken.len() as u64;
-        }
-        let rows = match rows {
-            Ok(rows) => rows,
-            Err(error) => {
-                if fresh {
-                    self.account.bad += accepted * self.taken.len() as u64;
-                    self.kept.add_bad(from, &error);
-                }
-                return Ok(Some(BadRecord { error, stops: false }));
-            }
-        };
-        self.take(source, record, fresh, &rows)?;
-        if !self.missed.is_empty() {
-            self.kept.add_missed(source, from, &std::mem::take(&mut self.missed));
-        }
-        Ok(None)
+    pub fn push(&mut self, records: &[Record], now_ms: i64) -> Result<Pushed> {
+        let decoded = decode(&self.query.sources[self.source], records, self.partition);
+        self.take(records, decoded, now_ms)
     }
 
-    fn take(&mut self, source: &CompiledSource, record: &Record, fresh: bool, rows: &Rows) -> Result<()> {
-        let future_from = record.timestamp_ms.saturating_add(self.rules.future_tolerance_ms);
-        let future_from = future_from.saturating_mul(NS_PER_MS);
+    /// Takes in what was decoded of the first of `records`.
+    fn take(&mut self, records: &[Record], decoded: Decoded, now_ms: i64) -> Result<Pushed> {
+        let query = Arc::clone(&self.query);
+        let source = &query.sources[self.source];
+        let known = decoded.spans.partition_point(|span| span.offset < self.accounted_to);
+        // A bad record that was left out before the table said that it stops the query is left out again.
+        let stops = |(place, _): &&(usize, CodecError)| {
+            source.table.with.bad_data == BadData::Fail && *place >= known
+        };
+        let stop = decoded.bad.iter().find(stops).cloned();
+        let taken = stop.as_ref().map_or(decoded.spans.len(), |(place, _)| *place);
+        if let Some(last) = decoded.spans[..taken].last() {
+            self.next = last.offset + 1;
+            self.last_record_ms = Some(now_ms);
+        }
+        self.take_spans(&query, records, &decoded, 0..known.min(taken), false)?;
+        self.take_spans(&query, records, &decoded, known.min(taken)..taken, true)?;
+        let mut bad = decoded.bad;
+        bad.retain(|(place, _)| *place < taken);
+        Ok(Pushed { taken, bad, stopped_by: stop.map(|(_, error)| error) })
+    }
+
+    /// Takes in records that are all fresh (not accounted before the start) or all not.
+    ///
+    /// Nothing is closed meanwhile, so that a row is late or not whichever of the records it is in. Only what is future
+    /// depends on the record, and what is kept of one: without such rows all go in as one.
+    fn take_spans(
+        &mut self,
+        query: &CompiledQuery,
+        records: &[Record],
+        decoded: &Decoded,
+        places: Range<usize>,
+        fresh: bool,
+    ) -> Result<()> {
+        let source = &query.sources[self.source];
+        let (topic, partition) = (&source.table.topic, self.partition);
+        let origin = |place: usize| Origin { query: &query.name, topic, partition, record: &records[place] };
+        let spans = &decoded.spans[places.clone()];
+        let Some(earliest_ms) = spans.iter().map(|span| span.timestamp_ms).min() else { return Ok(()) };
+        if fresh {
+            let inputs = self.taken.len() as u64;
+            self.account.accepted += spans.iter().map(|span| span.accepted).sum::<u64>() * inputs;
+            self.account.bad += spans.iter().map(|span| span.bad).sum::<u64>() * inputs;
+            for (place, error) in decoded.bad.iter().filter(|(place, _)| places.contains(place)) {
+                self.kept.add_bad(origin(*place), error);
+            }
+        }
+        let Some(rows) = decoded.rows_of(places.clone()) else { return Ok(()) };
+        let limits = Limits { fresh, future_from: self.future_from(earliest_ms), offset: spans[0].offset };
+        if spans.len() == 1 && !self.keeps_missed(source, fresh)
+            || self.are_judged_alike(source, &limits, event_ns(source, &rows))
+        {
+            return self.take_rows(source, &limits, &rows);
+        }
+        for (place, span) in places.zip(spans) {
+            let limits =
+                Limits { fresh, future_from: self.future_from(span.timestamp_ms), offset: span.offset };
+            if let Some(rows) = decoded.rows_of(place..place + 1) {
+                self.take_rows(source, &limits, &rows)?;
+            }
+            if !self.missed.is_empty() {
+                let missed = std::mem::take(&mut self.missed);
+                self.kept.add_missed(source, origin(place), &missed);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether no row is judged by its record.
+    fn are_judged_alike(&self, source: &CompiledSource, limits: &Limits, event_ns: &[i64]) -> bool {
+        let late_before = if self.keeps_missed(source, limits.fresh) {
+            (0..self.taken.len()).map(|place| self.late_before(place, limits)).max().unwrap_or(i64::MIN)
+        } else {
+            i64::MIN
+        };
+        event_ns.iter().all(|&ns| late_before <= ns && ns <= limits.future_from)
+    }
+
+    /// Whether late and future rows are kept for inspection.
+    fn keeps_missed(&self, source: &CompiledSource, fresh: bool) -> bool {
+        fresh && source.table.with.late_rows == LateRows::Table
+    }
+
+    fn future_from(&self, timestamp_ms: i64) -> i64 {
+        timestamp_ms.saturating_add(self.rules.future_tolerance_ms).saturating_mul(NS_PER_MS)
+    }
+
+    fn take_rows(&mut self, source: &CompiledSource, limits: &Limits, rows: &Rows) -> Result<()> {
+        let future_from = limits.future_from;
         let largest = event_ns(source, rows).iter().copied().filter(|&ns| ns <= future_from).max();
         if let Some(largest) = largest {
             self.watermark.advance(largest);
         }
-        let limits = Limits { fresh, future_from, offset: record.offset };
-        let open = if fresh { 0 } else { self.open() };
+        let open = if limits.fresh { 0 } else { self.open() };
         for (place, input) in source.inputs.iter().enumerate() {
-            self.take_input(source, input, place, &limits, rows)?;
+            self.take_input(source, input, place, limits, rows)?;
         }
-        if !fresh && self.begins_account {
+        if !limits.fresh && self.begins_account {
             self.account.accepted += self.open() - open;
         }
         Ok(())
@@ -306,7 +370,7 @@ impl Partition {
         let is_row_wise = matches!(self.taken[place], Taken::Rows(_));
         let late_before = self.late_before(place, limits);
         let on_time = if is_row_wise { None } else { self.on_time(source, late_before, limits, passed)? };
-        if on_time.is_some() && limits.fresh && source.table.with.late_rows == LateRows::Table {
+        if on_time.is_some() && self.keeps_missed(source, limits.fresh) {
             self.note_missed(source, input, late_before, limits, rows)?;
         }
         let rows = on_time.as_ref().unwrap_or(passed);
@@ -361,11 +425,11 @@ impl Partition {
     ) -> Result<Option<Rows>> {
         let event_ns = event_ns(source, rows);
         let future_from = limits.future_from;
-        let future = event_ns.iter().filter(|&&ns| ns > future_from).count();
-        let late = event_ns.iter().filter(|&&ns| ns <= future_from && ns < late_before).count();
-        if future + late == 0 {
+        if event_ns.iter().all(|&ns| late_before <= ns && ns <= future_from) {
             return Ok(None);
         }
+        let future = event_ns.iter().filter(|&&ns| ns > future_from).count();
+        let late = event_ns.iter().filter(|&&ns| ns <= future_from && ns < late_before).count();
         if limits.fresh {
             self.account.future += future as u64;
             self.account.late += late as u64;
@@ -384,16 +448,14 @@ impl Partition {
         limits: &Limits,
         rows: &Rows,
     ) -> Result<()> {
-        let mut places: Vec<usize> = (0..rows.len()).collect();
+        let mut places = UInt32Array::from_iter_values(0..rows.len() as u32); // a record has far fewer rows
         for filter in &input.filters {
             // As in `filtered`: a filter never sees what one before it left out.
-            let passed = rows.at(&places)?;
-            let condition = filter.evaluate_condition(&passed)?;
-            places =
-                places.into_iter().zip(condition.values()).filter_map(|(p, ok)| ok.then_some(p)).collect();
+            let condition = filter.evaluate_condition(&rows.at(&places)?)?;
+            places = arrow::compute::filter(&places, &condition)?.as_primitive::<UInt32Type>().clone();
         }
         let event_ns = event_ns(source, rows);
-        for place in places {
+        for place in places.values().iter().map(|&place| place as usize) {
             let missed = match event_ns[place] {
                 ns if ns > limits.future_from => Missed::Future,
                 ns if ns < late_before => Missed::Late,
@@ -491,39 +553,4 @@ fn filtered(filters: &[RowExpr], rows: &Rows) -> Result<Option<Rows>> {
         }
     }
     Ok(kept)
-}
-
-struct IntoPanes<'a> {
-    aggregation: &'a Aggregation,
-    keys: &'a [RowExpr],
-    arguments: &'a [Arguments],
-}
-
-impl IntoPanes<'_> {
-    /// Fills panes with rows; returns how many have times at the very ends of 64 bits, which no window holds.
-    fn fill(
-        &self,
-        panes: Panes,
-        open: &mut BTreeMap<i64, Pane>,
-        rows: &Rows,
-        event_ns: &[i64],
-        offset: i64,
-        scratch: &mut Scratch,
-    ) -> Result<u64> {
-        let (runs, left_out) = runs(panes, event_ns);
-        for run in runs {
-            let pane = match open.entry(run.pane.start) {
-                std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
-                std::collections::btree_map::Entry::Vacant(entry) => {
-                    entry.insert(Pane::new(self.aggregation, run.pane, offset)?)
-                }
-            };
-            let whole = run.rows == rows.len();
-            let part = if whole { None } else { Some(rows.slice(run.from, run.rows)) };
-            let part = part.as_ref().unwrap_or(rows);
-            pane.accumulation.update(self.keys, self.arguments, part, scratch)?;
-            pane.rows += run.rows as u64;
-        }
-        Ok(left_out as u64)
-    }
 }

@@ -13,14 +13,16 @@ use tokio::time::Instant;
 
 use super::closing::{self, Closed, Closer, Start, total};
 use super::compile::CompiledQuery;
-use super::partition::{BadRecord, Partition, TimeRules};
+use super::failure::{Failure, lock};
+use super::partition::{Partition, Pushed, TimeRules};
 use super::watermark;
-use super::worker::{Failure, PROOF_WAIT, lock};
 use crate::log::{PartitionRange, Record, failpoint};
 use crate::reaction::checkpoint::{Gap, Position};
 use crate::reaction::figures::Figures;
 use crate::reaction::time::NS_PER_MS;
 
+/// How soon to look again when a window should be over and its partition's end is not proved yet.
+pub(super) const PROOF_WAIT: Duration = Duration::from_millis(2);
 /// How long a read waits when no window is open.
 const IDLE_WAIT: Duration = Duration::from_secs(1);
 /// Positions are committed at the latest after this time, or after [`COMMIT_ROWS`], also without results.
@@ -119,14 +121,9 @@ impl Run {
         })
     }
 
-    /// Takes in a record of one partition; see [`Partition::push`].
-    pub(super) fn push(
-        &self,
-        index: usize,
-        record: &Record,
-        now_ms: i64,
-    ) -> Result<Option<BadRecord>, Failure> {
-        Ok(lock(&self.lanes[index].partition).push(record, now_ms)?)
+    /// Takes in records of one partition; see [`Partition::push`].
+    pub(super) fn push(&self, index: usize, records: &[Record], now_ms: i64) -> Result<Pushed, Failure> {
+        Ok(lock(&self.lanes[index].partition).push(records, now_ms)?)
     }
 
     /// A read of one partition is done: it went up to `next`, and proved the end or not. Returns the groups in open

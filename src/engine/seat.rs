@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::worker::lock;
+use super::failure::lock;
 use super::{Engine, EngineError, Place, Settings, Source};
 use crate::log::{self, Lease, Log, LogError};
 use crate::shutdown::Tasks;

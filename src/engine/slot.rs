@@ -13,8 +13,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::change;
 use super::compile::CompiledQuery;
+use super::failure::lock;
 use super::planned::PlannedQuery;
-use super::worker::{Progress, QueryReport, RunningQuery, Shared, State, lock};
+use super::shared::Shared;
+use super::worker::{Progress, QueryReport, RunningQuery, State};
 use crate::log::LogError;
 use crate::reaction::time::format_rfc3339;
 use crate::shutdown::Tasks;

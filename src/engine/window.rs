@@ -144,19 +144,16 @@ pub struct Run {
 pub fn runs(panes: Panes, event_ns: &[i64]) -> (Vec<Run>, usize) {
     let mut runs: Vec<Run> = Vec::with_capacity(2);
     let mut left_out = 0;
-    for (row, &ns) in event_ns.iter().enumerate() {
-        if let Some(last) = runs.last_mut()
-            && last.from + last.rows == row
-            && last.pane.start <= ns
-            && ns < last.pane.end
-        {
-            last.rows += 1;
+    let mut from = 0;
+    while let Some(&ns) = event_ns.get(from) {
+        let Some(pane) = panes.containing(ns) else {
+            (left_out, from) = (left_out + 1, from + 1);
             continue;
-        }
-        match panes.containing(ns) {
-            Some(pane) => runs.push(Run { pane, from: row, rows: 1 }),
-            None => left_out += 1,
-        }
+        };
+        let rest = &event_ns[from..];
+        let rows = rest.iter().position(|&ns| ns < pane.start || pane.end <= ns).unwrap_or(rest.len());
+        runs.push(Run { pane, from, rows });
+        from += rows;
     }
     (runs, left_out)
 }

@@ -1,89 +1,40 @@
-//! The shell around the pure core: reads partitions, waits for windows to end, commits, recovers.
+//! The shell around the pure core: starts the readers, waits for windows to end, commits, recovers.
 //!
-//! One task per partition feeds the run ([`super::run`]); one task per query closes windows when the minimum of the
+//! One task per partition (`reading`) feeds the run (`run`); one task per query closes windows when the minimum of the
 //! watermarks passes a boundary, and commits rows, figures and positions in one transaction. While a commit is under
 //! way partitions go on reading. After any doubt about the log — the process was killed, a commit's end is not known —
 //! the query starts over: fence, read the checkpoint, rebuild what was open.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Settings;
-use super::closing::{Closed, Closer, Lane, Start};
+use super::closing::{Closer, Start};
+use super::committing::{RETRY, commit, hold, observe, transaction, writer_id};
 use super::compile::CompiledQuery;
-use super::partition::{BadRecord, TimeRules};
+use super::failure::{Failure, lock};
+use super::reading::{describe, observe_lag, ranges, read_partition};
 use super::run::{COMMIT_EVERY, Committed, Run};
-use super::{sink, takeover};
+use super::shared::Shared;
+use super::takeover;
 use crate::clock;
-use crate::log::failpoint;
-use crate::log::{
-    Lease, Log, LogError, NewRecord, PartitionRange, Reader, Record, TOPIC_CHECKPOINTS, Transaction, Writer,
-};
+use crate::log::{Log, LogError, Record, TOPIC_CHECKPOINTS, Writer};
 use crate::reaction::checkpoint::{Checkpoint, Gap};
 use crate::reaction::figures::Figures;
 use crate::reaction::time::{NS_PER_MS, format_rfc3339};
 use crate::shutdown::Tasks;
 
-/// One read brings about this many bytes: enough to amortise it, little to hold.
-const READ_BYTES: usize = 4 << 20;
-/// How soon to look again when a window should be over and its partition's end is not proved yet.
-pub(super) const PROOF_WAIT: Duration = Duration::from_millis(2);
 /// How long a request for figures waits for the readers to reach the log's end.
 const FIGURES_WAIT: Duration = Duration::from_secs(1);
 /// On a shared log, how long after a (re)start no partition counts as idle, besides the table's delay: a flush of
 /// ingest that may be under way (200 ms) and a second.
 const SHARED_HOLD_MS: i64 = 1_200;
-/// Between attempts to recover: from … to.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-
-/// What all queries of the process share.
-pub struct Shared {
-    log: Arc<dyn Log>,
-    /// Who does not hold it fences nobody.
-    lease: Arc<dyn Lease>,
-    /// Another process has fenced one of the queries: it runs them now.
-    fenced: CancellationToken,
-    max_groups: usize,
-    rules: TimeRules,
-    /// As many partitions are worked on at the same time.
-    workers: Semaphore,
-}
-
-impl Shared {
-    /// From the settings, and what the log is.
-    pub fn new(log: Arc<dyn Log>, lease: Arc<dyn Lease>, settings: &Settings) -> Self {
-        let idle_ms = settings.idle_ms.unwrap_or(if log.is_shared() { 100 } else { 0 });
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Self {
-            rules: TimeRules {
-                future_tolerance_ms: i64::try_from(settings.future_tolerance_ms).unwrap_or(i64::MAX),
-                idle_ms: i64::try_from(idle_ms).unwrap_or(i64::MAX),
-            },
-            max_groups: usize::try_from(settings.max_groups).unwrap_or(usize::MAX),
-            workers: Semaphore::new(settings.workers.unwrap_or(cores).max(1)),
-            lease,
-            fenced: CancellationToken::new(),
-            log,
-        }
-    }
-
-    /// Whether this process may fence, as far as it can know.
-    pub(super) fn is_leader(&self) -> bool {
-        self.lease.is_held()
-    }
-
-    /// Ends when another process has fenced one of the queries.
-    pub(super) async fn fenced(&self) {
-        self.fenced.cancelled().await;
-    }
-}
 
 /// What a query is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -126,34 +77,6 @@ pub struct QueryReport {
     pub gap: Option<Gap>,
 }
 
-/// Why a run of a query ended, by what is to be done.
-pub(super) enum Failure {
-    /// Recover: fence, read the checkpoint, rebuild.
-    Recover(String),
-    /// Another process took over.
-    Fenced(String),
-    /// Somebody has to look.
-    Stop(String),
-}
-
-impl From<LogError> for Failure {
-    fn from(error: LogError) -> Self {
-        match error {
-            LogError::Unavailable(_) | LogError::Indefinite(_) | LogError::UnknownTopic(_) => {
-                Self::Recover(error.to_string())
-            }
-            LogError::Fenced(_) => Self::Fenced(error.to_string()),
-            LogError::OffsetGone { .. } | LogError::Refused(_) => Self::Stop(error.to_string()),
-        }
-    }
-}
-
-impl From<datafusion::error::DataFusionError> for Failure {
-    fn from(error: datafusion::error::DataFusionError) -> Self {
-        Self::Stop(error.to_string())
-    }
-}
-
 /// How far a version has come, for those who wait for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Progress {
@@ -183,13 +106,9 @@ struct Status {
     run: Option<Arc<Run>>,
 }
 
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl RunningQuery {
     /// Starts the query's tasks.
-    pub fn start(
+    pub(super) fn start(
         shared: Arc<Shared>,
         query: Arc<CompiledQuery>,
         text: String,
@@ -391,10 +310,10 @@ impl RunningQuery {
                 if let Some(closed) = closed {
                     committed.rows = closed.checkpoint.figures.accepted - start.figures.accepted;
                     committed.positions = closed.checkpoint.sources.clone();
-                    let transaction = self.transaction(&closed, &sink_partitions)?;
+                    let transaction = transaction(&self.query, &closed, &sink_partitions)?;
                     commit(writer.as_mut(), transaction, stop).await?;
                     run.committed(closed.checkpoint.figures.counted);
-                    self.hold(&closed.checkpoint).await?;
+                    hold(self.shared.log.as_ref(), &self.query.name, &closed.checkpoint).await?;
                     observe(&self.query.name, &closed);
                     self.progress.send_modify(|progress| progress.windows += closed.windows().count());
                     if run.is_at_its_stop() {
@@ -409,44 +328,6 @@ impl RunningQuery {
                 () = tokio::time::sleep_until(committed.at + COMMIT_EVERY) => {}
             }
         }
-    }
-
-    /// Retention must not pass what this query would resume from.
-    async fn hold(&self, checkpoint: &Checkpoint) -> Result<(), LogError> {
-        let holder = writer_id(&self.query.name);
-        for (topic, positions) in &checkpoint.sources {
-            for (position, partition) in positions.iter().zip(0..) {
-                self.shared.log.hold(&holder, topic, partition, Some(position.resume)).await?;
-            }
-        }
-        Ok(())
-    }
-
-    fn transaction(&self, closed: &Closed, sink_partitions: &[u32]) -> Result<Transaction, Failure> {
-        let query = &self.query;
-        let mut records = Vec::new();
-        for ((output, closed), partitions) in query.outputs.iter().zip(&closed.outputs).zip(sink_partitions) {
-            let rows = sink::output_records(&output.sink, *partitions, closed)?;
-            let topic = &output.sink.topic;
-            records.extend(rows.into_iter().map(|(partition, record)| (topic.clone(), partition, record)));
-        }
-        let kept = closed.kept.records().iter();
-        records.extend(kept.map(|(topic, record)| (topic.clone(), 0, record.clone())));
-        let value = serde_json::to_vec(&closed.checkpoint)
-            .map_err(|error| Failure::Stop(format!("the checkpoint cannot be written: {error}")))?;
-        let saved = closed.saved.iter().map(|saved| (saved.key.clone(), saved.value.clone()));
-        for (key, value) in saved.chain([(query.name.clone(), Some(value))]) {
-            let record =
-                NewRecord { key: Some(Bytes::from(key)), value: value.map(Bytes::from), headers: Vec::new() };
-            records.push((TOPIC_CHECKPOINTS.to_owned(), 0, record));
-        }
-        let positions = closed.checkpoint.sources.iter().flat_map(|(topic, positions)| {
-            positions.iter().zip(0..).map(|(position, partition)| (topic.clone(), partition, position.seen))
-        });
-        Ok(Transaction {
-            records,
-            consumed: Some((format!("emostream.{}", query.name), positions.collect())),
-        })
     }
 
     /// The query's state and figures at one consistent cut: the log's end at this moment, if the readers reach it
@@ -485,102 +366,6 @@ impl RunningQuery {
     }
 }
 
-/// Feeds one partition until told to stop.
-async fn read_partition(
-    shared: &Shared,
-    run: &Run,
-    index: usize,
-    lane: Lane,
-    stop: &CancellationToken,
-) -> Result<(), Failure> {
-    let topic = &run.query.sources[lane.source].table.topic;
-    let mut reader = shared.log.reader(topic, lane.partition, lane.from.resume).await?;
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            ended = read_once(shared, run, index, lane, reader.as_mut()) => ended?,
-        }
-    }
-}
-
-async fn read_once(
-    shared: &Shared,
-    run: &Run,
-    index: usize,
-    lane: Lane,
-    reader: &mut dyn Reader,
-) -> Result<(), Failure> {
-    while run.has_to_wait(index) {
-        tokio::time::sleep(PROOF_WAIT).await;
-    }
-    let earlier = run.earlier.notified();
-    tokio::pin!(earlier);
-    earlier.as_mut().enable();
-    let batch = tokio::select! {
-        batch = reader.read(READ_BYTES, run.read_wait(clock::wall_ns())) => batch?,
-        () = earlier => return Ok(()),
-    };
-    failpoint::hit("engine.read");
-    let now_ms = clock::wall_ms();
-    let name = run.query.name.as_str();
-    for record in &batch.records {
-        let permit = shared.workers.acquire().await;
-        let bad = run.push(index, record, now_ms)?;
-        drop(permit);
-        if let Some(BadRecord { error, stops }) = bad {
-            let (table, partition) = (&run.query.sources[lane.source].table, lane.partition);
-            let (topic, offset) = (&table.topic, record.offset);
-            if stops {
-                return Err(Failure::Stop(format!(
-                    "{topic}, partition {partition}, offset {offset}: {error}; to leave such records out and go on \
-                     from there, say bad_data = 'drop' in CREATE TABLE {}",
-                    table.name
-                )));
-            }
-            tracing::warn!(query = name, topic, partition, offset, %error, "a record cannot be read");
-        }
-        tokio::task::yield_now().await;
-    }
-    let groups = run.read_to(index, batch.next, batch.complete_until_ms);
-    if groups > shared.max_groups {
-        let limit = shared.max_groups;
-        return Err(Failure::Stop(format!(
-            "{groups} groups in open windows; [engine] max_groups allows {limit}. What is committed stays, and the query \
-             goes on from there: raise it and start again, or change the query (fewer keys, shorter windows)"
-        )));
-    }
-    Ok(())
-}
-
-/// Under which a query writes: one live writer of each.
-pub(super) fn writer_id(query: &str) -> String {
-    format!("emostream.query.{query}")
-}
-
-/// Commits; while nothing was written because the log is not available, tries again with the same rows.
-async fn commit(
-    writer: &mut dyn Writer,
-    transaction: Transaction,
-    stop: &CancellationToken,
-) -> Result<(), Failure> {
-    let mut wait = RETRY.0;
-    loop {
-        failpoint::hit("engine.commit.before");
-        match writer.commit(transaction.clone()).await {
-            Ok(()) => {
-                failpoint::hit("engine.commit.after");
-                return Ok(());
-            }
-            Err(LogError::Unavailable(reason)) => tracing::warn!(reason, "a commit waits for the log"),
-            Err(error) => return Err(error.into()),
-        }
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            () = tokio::time::sleep(wait) => wait = (wait * 2).min(RETRY.1),
-        }
-    }
-}
-
 /// The query's newest committed checkpoint.
 pub(super) async fn read_checkpoint(log: &dyn Log, query: &str) -> Result<Option<Checkpoint>, Failure> {
     checkpoint_of(&log.latest(TOPIC_CHECKPOINTS).await?, query)
@@ -594,58 +379,4 @@ fn checkpoint_of(latest: &BTreeMap<Bytes, Record>, query: &str) -> Result<Option
     checkpoint
         .map(Some)
         .map_err(|error| Failure::Stop(format!("the checkpoint of {query} is damaged: {error}")))
-}
-
-/// By source of the query: the ranges of its topic's partitions.
-async fn ranges(log: &dyn Log, query: &CompiledQuery) -> Result<Vec<Vec<PartitionRange>>, LogError> {
-    let mut all = Vec::with_capacity(query.sources.len());
-    for source in &query.sources {
-        all.push(describe(log, &source.table.topic).await?);
-    }
-    Ok(all)
-}
-
-async fn describe(log: &dyn Log, topic: &str) -> Result<Vec<PartitionRange>, LogError> {
-    log.describe(topic).await?.ok_or_else(|| LogError::UnknownTopic(topic.to_owned()))
-}
-
-/// Tells every few seconds how many records are not read yet.
-async fn observe_lag(shared: &Shared, run: &Run, stop: &CancellationToken) -> Result<(), Failure> {
-    loop {
-        // A log that does not answer is no reason to stop: the readers will say so.
-        if let Ok(ranges) = ranges(shared.log.as_ref(), &run.query).await {
-            let gauge = metrics::gauge!("emostream_engine_lag_records", "query" => run.query.name.clone());
-            gauge.set(run.lag(&ranges) as f64);
-        }
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            () = tokio::time::sleep(COMMIT_EVERY) => {}
-        }
-    }
-}
-
-/// Metrics of one commit.
-fn observe(query: &str, closed: &Closed) {
-    let query = query.to_owned();
-    let left_out = closed.kept.left_out();
-    if left_out > 0 {
-        tracing::warn!(
-            query,
-            left_out,
-            "more bad records or late rows than one commit keeps; these are only counted"
-        );
-    }
-    let figures = closed.checkpoint.figures;
-    metrics::counter!("emostream_engine_rows_total", "query" => query.clone()).absolute(figures.accepted);
-    metrics::counter!("emostream_engine_late_rows_total", "query" => query.clone()).absolute(figures.late);
-    metrics::gauge!("emostream_engine_open_rows", "query" => query.clone()).set(figures.open as f64);
-    if let Some(emitted) = closed.checkpoint.emitted {
-        metrics::gauge!("emostream_engine_watermark_seconds", "query" => query.clone())
-            .set(emitted as f64 / 1e9);
-    }
-    let now_ns = clock::wall_ns();
-    for window in closed.windows() {
-        let lag_s = now_ns.saturating_sub(window.window.end) as f64 / 1e9;
-        metrics::histogram!("emostream_engine_close_lag_seconds", "query" => query.clone()).record(lag_s);
-    }
 }

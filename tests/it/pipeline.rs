@@ -5,14 +5,18 @@ use std::collections::BTreeMap;
 
 use arrow::array::RecordBatch;
 use datafusion::prelude::{SessionConfig, SessionContext};
-use emostream::engine::closing::Start;
+use emostream::engine::closing::{Closer, Start};
+use emostream::engine::partition::Partition;
+use emostream::log::Record;
+use emostream::log::codec::RecordCodec;
+use emostream::reaction::figures::Figures;
 use emostream::reaction::table::Table;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Map, Value};
 
 use crate::support::rows;
-use crate::support::stage::{MS, Prepared, Stage, compile};
+use crate::support::stage::{MS, Prepared, RULES, Stage, compile};
 
 const TABLES: &str = include_str!("../../sql/tables.sql");
 const EMOJI_COUNTS: &str = include_str!("../../sql/emoji_counts.sql");
@@ -193,6 +197,65 @@ fn every_row_is_accounted_once_whatever_became_of_it() {
         // The same after a restart that reads again what is not committed yet.
         stage.restart();
         stage.read_all();
+    }
+}
+
+/// What a partition makes of `log`, given in slices of these lengths again and again and closed every hundred records;
+/// the first 150 records were accounted before.
+fn taken_in_slices(query: &Prepared, log: &[Record], slices: &[usize]) -> (Vec<Figures>, Vec<String>) {
+    let shared = query.shared();
+    let mut start = Start::decide(query, None, &[vec![0]]);
+    start.lanes[0].from.seen = 150;
+    let mut partition = Partition::new(shared.clone(), start.lanes[0], RULES, &start).unwrap();
+    let mut closer = Closer::new(shared, 1, &start);
+    let (mut figures, mut results, mut lengths) = (Vec::new(), Vec::new(), slices.iter().cycle());
+    for hundred in log.chunks(100) {
+        let mut rest = hundred;
+        while let Some(length) = lengths.next().filter(|_| !rest.is_empty()) {
+            let pushed = partition.push(&rest[..rest.len().min(*length)], 0).unwrap();
+            for (place, _) in &pushed.bad {
+                results.push(format!("bad at {}", rest[*place].offset));
+            }
+            rest = &rest[pushed.taken..];
+        }
+        assert_eq!(partition.next(), hundred.last().unwrap().offset + 1);
+        let boundary = partition.watermark().and_then(|ns| query.boundary_at_or_before(ns));
+        let closed = closer.close(vec![partition.hand_over(boundary).unwrap()], boundary).unwrap();
+        figures.push(closed.checkpoint.figures);
+        for window in closed.windows() {
+            results.extend(rows::sorted(&rows::written(query.sink(), window)));
+        }
+    }
+    (figures, results)
+}
+
+#[test]
+fn records_taken_in_together_are_judged_each_by_itself() {
+    let query = compile(&TABLES.replace("format = 'arrow'", "format = 'json'"), EMOJI_COUNTS);
+    let mut random = StdRng::seed_from_u64(7);
+    let mut sent = reactions(7, 1_000, 5);
+    for row in sent.iter_mut().step_by(17) {
+        row.3 -= 3_000; // late, once windows are closed
+    }
+    let encoded = RecordCodec::new(query.source()).encode(&batch(query.source(), &sent)).unwrap();
+    assert_eq!(encoded.len(), sent.len(), "a record each");
+    let log = (0..).zip(encoded.into_iter().zip(&sent)).map(|(offset, (new, row))| {
+        let is_future = random.random_range(0..40) == 0;
+        let is_bad = random.random_range(0..30) == 0;
+        Record {
+            offset,
+            timestamp_ms: row.3 - if is_future { 5_001 } else { 0 },
+            key: None,
+            value: if is_bad { Some("{".into()) } else { new.value },
+            headers: new.headers,
+        }
+    });
+    let log: Vec<Record> = log.collect();
+    let alone = taken_in_slices(&query, &log, &[1]);
+    let last = alone.0.last().unwrap();
+    assert!(last.late > 10 && last.future > 10 && last.bad > 10 && alone.1.len() > 50, "{alone:?}");
+    for slices in [&[1_000][..], &[100], &[7, 1, 30], &[2]] {
+        assert_eq!(taken_in_slices(&query, &log, slices), alone, "{slices:?}");
     }
 }
 

@@ -50,6 +50,11 @@ impl Prepared {
         &self.query.sources[0].table
     }
 
+    /// For the engine's own parts.
+    pub(crate) fn shared(&self) -> Arc<CompiledQuery> {
+        Arc::clone(&self.query)
+    }
+
     /// The query's first sink.
     pub(crate) fn sink(&self) -> &Table {
         &self.query.outputs[0].sink
@@ -213,7 +218,7 @@ impl Stage {
         let Some(at) = self.partitions.get_mut(partition) else { return false };
         let Some(record) = self.log[partition].get(at.next() as usize) else { return false };
         let before = at.watermark();
-        at.push(record, record.timestamp_ms).unwrap();
+        at.push(std::slice::from_ref(record), record.timestamp_ms).unwrap();
         assert!(at.watermark() >= before, "partition {partition}'s watermark stepped back");
         self.check();
         true

@@ -1,0 +1,37 @@
+//! Why a run of a query ended, by what is to be done.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::log::LogError;
+
+/// Why a run of a query ended, by what is to be done.
+pub(super) enum Failure {
+    /// Recover: fence, read the checkpoint, rebuild.
+    Recover(String),
+    /// Another process took over.
+    Fenced(String),
+    /// Somebody has to look.
+    Stop(String),
+}
+
+impl From<LogError> for Failure {
+    fn from(error: LogError) -> Self {
+        match error {
+            LogError::Unavailable(_) | LogError::Indefinite(_) | LogError::UnknownTopic(_) => {
+                Self::Recover(error.to_string())
+            }
+            LogError::Fenced(_) => Self::Fenced(error.to_string()),
+            LogError::OffsetGone { .. } | LogError::Refused(_) => Self::Stop(error.to_string()),
+        }
+    }
+}
+
+impl From<datafusion::error::DataFusionError> for Failure {
+    fn from(error: datafusion::error::DataFusionError) -> Self {
+        Self::Stop(error.to_string())
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,52 @@
+//! What all queries of the process share: the log, the lease, the rules of time, the bounds.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::Settings;
+use super::partition::TimeRules;
+use crate::log::{Lease, Log};
+
+/// What all queries of the process share.
+pub(super) struct Shared {
+    pub(super) log: Arc<dyn Log>,
+    /// Who does not hold it fences nobody.
+    lease: Arc<dyn Lease>,
+    /// Another process has fenced one of the queries: it runs them now.
+    pub(super) fenced: CancellationToken,
+    pub(super) max_groups: usize,
+    pub(super) rules: TimeRules,
+    /// As many partitions are worked on at the same time.
+    pub(super) workers: Semaphore,
+}
+
+impl Shared {
+    /// From the settings, and what the log is.
+    pub(super) fn new(log: Arc<dyn Log>, lease: Arc<dyn Lease>, settings: &Settings) -> Self {
+        let idle_ms = settings.idle_ms.unwrap_or(if log.is_shared() { 100 } else { 0 });
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Self {
+            rules: TimeRules {
+                future_tolerance_ms: i64::try_from(settings.future_tolerance_ms).unwrap_or(i64::MAX),
+                idle_ms: i64::try_from(idle_ms).unwrap_or(i64::MAX),
+            },
+            max_groups: usize::try_from(settings.max_groups).unwrap_or(usize::MAX),
+            workers: Semaphore::new(settings.workers.unwrap_or(cores).max(1)),
+            lease,
+            fenced: CancellationToken::new(),
+            log,
+        }
+    }
+
+    /// Whether this process may fence, as far as it can know.
+    pub(super) fn is_leader(&self) -> bool {
+        self.lease.is_held()
+    }
+
+    /// Ends when another process has fenced one of the queries.
+    pub(super) async fn fenced(&self) {
+        self.fenced.cancelled().await;
+    }
+}
