@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use ::arrow::array::{
     Array, ArrayRef, DictionaryArray, Int32Array, RecordBatch, RecordBatchOptions, StringArray,
@@ -20,7 +20,7 @@ use ::arrow::datatypes::{DataType, Field, Int32Type, Schema, SchemaRef};
 use ::arrow::ipc::convert::fb_to_schema;
 use ::arrow::ipc::reader::{read_dictionary, read_record_batch};
 use ::arrow::ipc::writer::StreamWriter;
-use ::arrow::ipc::{Message, root_as_message};
+use ::arrow::ipc::{Message, MetadataVersion, root_as_message};
 use bytes::Bytes;
 use hashbrown::HashMap as FastMap;
 
@@ -64,21 +64,18 @@ fn read(
     columns: &[usize],
 ) -> Result<RecordBatch, CodecError> {
     let mut messages = Messages { rest: Buffer::from(value.clone()), inflated: 0 };
-    let Some((head, _)) = messages.next()? else { return Err(broken("it is empty")) };
-    let head = parse(&head)?;
-    let schema = head.header_as_schema().ok_or_else(|| broken("it does not begin with a schema"))?;
-    let schema = Arc::new(fb_to_schema(schema));
-    let wanted = Wanted::find(codec, &schema, columns)?;
-    let version = head.version();
+    let known = known(codec, &mut messages, columns)?;
+    let Known { schema, wanted, version, .. } = known.as_ref();
     let mut dictionaries = HashMap::new();
     let mut found: Option<RecordBatch> = None;
-    while let Some((head, body)) = messages.next()? {
-        let head = parse(&head)?;
+    while let Some(description) = messages.description()? {
+        let head = parse(&description)?;
+        let body = messages.body(head.bodyLength())?;
         if let Some(batch) = head.header_as_dictionary_batch() {
             let data = batch.data().ok_or_else(|| broken("a dictionary has no values"))?;
             messages.check(data, &body)?;
             if wanted.needs(batch.id()) {
-                read_dictionary(&body, batch, &schema, &mut dictionaries, &version).map_err(damaged)?;
+                read_dictionary(&body, batch, schema, &mut dictionaries, version).map_err(damaged)?;
             }
         } else if let Some(batch) = head.header_as_record_batch() {
             if found.is_some() {
@@ -88,10 +85,10 @@ fn read(
             let read = read_record_batch(
                 &body,
                 batch,
-                Arc::clone(&schema),
+                Arc::clone(schema),
                 &dictionaries,
                 Some(&wanted.present),
-                &version,
+                version,
             );
             found = Some(read.map_err(damaged)?);
         } else {
@@ -101,6 +98,48 @@ fn read(
     let batch = found.ok_or_else(|| broken("it holds no batch"))?;
     let batch = with_int32_keys(batch)?;
     if wanted.is_all { Ok(batch) } else { wanted.fill(codec, from, &batch, columns) }
+}
+
+/// A schema as records describe it. Writers describe all of theirs alike, so that the last one is mostly the next.
+#[derive(Debug)]
+pub(super) struct Known {
+    description: Buffer,
+    columns: Vec<usize>,
+    body: i64,
+    version: MetadataVersion,
+    schema: SchemaRef,
+    wanted: Wanted,
+}
+
+/// What the stream begins with.
+fn known(codec: &RecordCodec, messages: &mut Messages, columns: &[usize]) -> Result<Arc<Known>, CodecError> {
+    let description = messages.description()?.ok_or_else(|| broken("it is empty"))?;
+    let last = codec.last_schema.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let known = match last {
+        Some(last) if last.columns == columns && last.description == description => last,
+        _ => {
+            let known = Arc::new(learn(codec, &description, columns)?);
+            *codec.last_schema.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&known));
+            known
+        }
+    };
+    messages.body(known.body)?;
+    Ok(known)
+}
+
+fn learn(codec: &RecordCodec, description: &Buffer, columns: &[usize]) -> Result<Known, CodecError> {
+    let head = parse(description)?;
+    let schema = head.header_as_schema().ok_or_else(|| broken("it does not begin with a schema"))?;
+    let schema = Arc::new(fb_to_schema(schema));
+    Ok(Known {
+        // Not a piece of the record, which would be kept with it.
+        description: Buffer::from(description.as_slice()),
+        columns: columns.to_vec(),
+        body: head.bodyLength(),
+        version: head.version(),
+        wanted: Wanted::find(codec, &schema, columns)?,
+        schema,
+    })
 }
 
 fn parse(head: &Buffer) -> Result<Message<'_>, CodecError> {
@@ -115,8 +154,8 @@ struct Messages {
 }
 
 impl Messages {
-    /// The next message's description and body; `None` at the end of the stream.
-    fn next(&mut self) -> Result<Option<(Buffer, Buffer)>, CodecError> {
+    /// The next message's description; `None` at the end of the stream. Its body follows.
+    fn description(&mut self) -> Result<Option<Buffer>, CodecError> {
         let cut = || broken("it ends within a message");
         let mut place = 0;
         let mut length = || {
@@ -134,13 +173,19 @@ impl Messages {
         if head == 0 {
             return Ok(None);
         }
-        let after_head = place.checked_add(head).filter(|end| *end <= self.rest.len()).ok_or_else(cut)?;
+        let end = place.checked_add(head).filter(|end| *end <= self.rest.len()).ok_or_else(cut)?;
         let description = aligned(self.rest.slice_with_length(place, head));
-        let body = usize::try_from(parse(&description)?.bodyLength()).map_err(|_| cut())?;
-        let end = after_head.checked_add(body).filter(|end| *end <= self.rest.len()).ok_or_else(cut)?;
-        let body = self.rest.slice_with_length(after_head, body);
         self.rest = self.rest.slice(end);
-        Ok(Some((description, body)))
+        Ok(Some(description))
+    }
+
+    /// The body of the message just described.
+    fn body(&mut self, length: i64) -> Result<Buffer, CodecError> {
+        let length = usize::try_from(length).ok().filter(|length| *length <= self.rest.len());
+        let length = length.ok_or_else(|| broken("it ends within a message"))?;
+        let body = self.rest.slice_with_length(0, length);
+        self.rest = self.rest.slice(length);
+        Ok(body)
     }
 
     /// That a batch's buffers lie in its body, and that neither they nor its rows claim more than is read.
@@ -184,6 +229,7 @@ fn aligned(description: Buffer) -> Buffer {
 }
 
 /// Which of a record's columns are read.
+#[derive(Debug)]
 struct Wanted {
     /// By column asked for: its place in the record, and which of those read it is.
     found: Vec<Option<usize>>,

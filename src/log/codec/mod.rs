@@ -16,6 +16,8 @@ mod json_plain;
 mod json_text;
 mod raw;
 
+use std::sync::{Arc, Mutex};
+
 use ::arrow::array::{Array, RecordBatch, RecordBatchOptions};
 use ::arrow::datatypes::{Field, Schema, SchemaRef};
 use ::arrow::error::ArrowError;
@@ -68,6 +70,8 @@ pub struct RecordCodec {
     /// Of all columns, and of those that records hold.
     all: SchemaRef,
     held: SchemaRef,
+    /// Of the last Arrow record read.
+    last_schema: Arc<Mutex<Option<Arc<arrow::Known>>>>,
 }
 
 /// How a value is laid out.
@@ -120,6 +124,7 @@ impl RecordCodec {
             columns: table.columns.clone(),
             all: arrow_schema(table),
             held: record_schema(table),
+            last_schema: Arc::default(),
         }
     }
 
