@@ -2,6 +2,7 @@
 //! DataFusion query over the same rows, or with what the row counts must be.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use datafusion::prelude::{SessionConfig, SessionContext};
@@ -206,7 +207,7 @@ fn taken_in_slices(query: &Prepared, log: &[Record], slices: &[usize]) -> (Vec<F
     let shared = query.shared();
     let mut start = Start::decide(query, None, &[vec![0]]);
     start.lanes[0].from.seen = 150;
-    let mut partition = Partition::new(shared.clone(), start.lanes[0], RULES, &start).unwrap();
+    let mut partition = Partition::new(Arc::clone(&shared), start.lanes[0], RULES, &start).unwrap();
     let mut closer = Closer::new(shared, 1, &start);
     let (mut figures, mut results, mut lengths) = (Vec::new(), Vec::new(), slices.iter().cycle());
     for hundred in log.chunks(100) {
