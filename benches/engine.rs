@@ -14,7 +14,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Instant;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray, TimestampNanosecondArray};
 use arrow::datatypes::{Int32Type, TimestampNanosecondType};
@@ -25,6 +24,7 @@ use emostream::engine::partition::{Partition, TimeRules};
 use emostream::log::Record;
 use emostream::log::codec::RecordCodec;
 use emostream::sql::{SqlFile, plan_program};
+use tokio::time::Instant;
 
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -126,7 +126,7 @@ fn main() -> Result<(), AnyError> {
         }
         let query = Arc::new(compile(&case)?);
         let records = records(&case, &query, rows)?;
-        let (core, windows) = best(|| Ok(core(&query, &records)?))?;
+        let (core, windows) = best(|| core(&query, &records))?;
         let rows = (records.len() * case.record_rows) as f64;
         let limit = match case.sink.is_empty() && case.format == "'arrow'" {
             true => {
