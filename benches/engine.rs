@@ -262,7 +262,7 @@ fn limit(query: &CompiledQuery, records: &[Record]) -> Result<usize, AnyError> {
         let (emoji_of, emoji) = emojis.numbers(&columns[0])?;
         let (room_of, room) = rooms.numbers(&columns[1])?;
         let times = columns[2].as_primitive::<TimestampNanosecondType>().values();
-        let (mut pane, mut counts) = (i64::MIN, &mut Vec::new());
+        let (mut pane, mut counts) = (i64::MAX, &mut Vec::new());
         for ((&ns, &emoji), &room) in times.iter().zip(emoji).zip(room) {
             if ns < pane || ns - pane >= PANE_NS {
                 pane = ns - ns.rem_euclid(PANE_NS);
