@@ -228,7 +228,7 @@ fn core(query: &Arc<CompiledQuery>, records: &[Record]) -> Result<usize, AnyErro
             partition.end();
         } else {
             // As many as a read gives.
-            let pushed = partition.push_some(&rest[..rest.len().min(2_000)], 0)?;
+            let pushed = partition.push(&rest[..rest.len().min(2_000)], 0)?;
             if let Some((_, error)) = pushed.bad.first() {
                 return Err(error.to_string().into());
             }
