@@ -56,6 +56,7 @@ const PURE: &[&str] = &[
     "src/engine/session",
     "src/engine/saved",
     "src/engine/snapshot",
+    "src/engine/sorted",
     "src/engine/in_sequence",
     "src/log/codec/",
     "src/engine/change",

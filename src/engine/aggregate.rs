@@ -15,6 +15,7 @@ use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
 
 use super::expression::{RowExpr, Rows};
 use super::groups::{Groups, Scratch};
+use super::sorted;
 use crate::reaction::time::Window;
 
 /// What all partial aggregates of a cut share: keys, functions and the shape of the result.
@@ -43,7 +44,7 @@ fn accumulator(function: &Arc<AggregateFunctionExpr>) -> Result<Box<dyn GroupsAc
         return function.create_groups_accumulator();
     }
     let function = Arc::clone(function);
-    Ok(Box::new(GroupsAccumulatorAdapter::new(move || function.create_accumulator())))
+    Ok(Box::new(GroupsAccumulatorAdapter::new(move || sorted::accumulator(&function))))
 }
 
 /// The accumulators of a cut's functions, over numbered groups.

@@ -7,7 +7,7 @@ use datafusion::common::{DFSchema, DFSchemaRef, Result, internal_datafusion_err,
 use datafusion::logical_expr::Expr;
 use datafusion::logical_expr::execution_props::ExecutionProps;
 use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
-use datafusion::logical_expr::utils::{AggregateOrderSensitivity, expr_to_columns};
+use datafusion::logical_expr::utils::expr_to_columns;
 use datafusion::physical_expr::aggregate::{AggregateFunctionExpr, LoweredAggregateBuilder};
 
 use super::above::Above;
@@ -189,9 +189,6 @@ fn lower(input: &Input, schema: &DFSchema) -> Result<Vec<Lowered>> {
     let lower = |expr: &Expr| {
         let builder = LoweredAggregateBuilder::new(expr, schema, schema.as_arrow(), &props, &context);
         let lowered = builder.build()?;
-        if lowered.aggregate.order_sensitivity() == AggregateOrderSensitivity::HardRequirement {
-            return plan_err!("{} needs its input sorted, which is not built yet", lowered.aggregate.name());
-        }
         Ok((lowered.aggregate, lowered.filter))
     };
     input.aggregates.iter().map(lower).collect()

@@ -48,6 +48,7 @@ pub mod sink;
 mod sliding;
 mod slot;
 mod snapshot;
+mod sorted;
 mod takeover;
 pub mod watermark;
 pub mod window;

@@ -18,15 +18,14 @@ use std::sync::Arc;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{DFSchemaRef, DataFusionError, Result};
 use datafusion::logical_expr::logical_plan::{Distinct, Extension};
-use datafusion::logical_expr::utils::AggregateOrderSensitivity;
 use datafusion::logical_expr::{Expr, ExprSchemable, LogicalPlan, UserDefinedLogicalNodeCore, lit};
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 
-use super::above;
 use super::functions::{WindowCall, interval_ns, window_call};
 use super::inline::{Inlined, inline, substitute};
 use super::parts::union_parts;
 use super::planner::Planner;
+use super::{above, aggregates};
 
 /// How event time is divided into windows. Tumbling and hopping ones align to the Unix epoch. All spans are in
 /// nanoseconds, above 0.
@@ -228,8 +227,8 @@ pub(crate) enum Anchor {
     Innermost,
     /// The GROUP BY, DISTINCT or OVER furthest from the source.
     Outermost,
-    /// The aggregate function with an ORDER BY that the message begins with.
-    Ordered,
+    /// The aggregate function that the message begins with.
+    Function,
     /// The query's first word.
     Query,
 }
@@ -442,28 +441,16 @@ impl<'a> Aggregate<'a> {
         let mut aggregates = Vec::new();
         for expr in self.functions {
             let expr = substitute(expr, self.input.schema(), &columns)?;
-            refuse_unmergeable(&expr)?;
-            aggregates.push(expr.map_children(|child| Ok(Transformed::yes(simplify(child))))?.data);
+            let expr = expr.map_children(|child| Ok(Transformed::yes(simplify(child))))?.data;
+            let expr = aggregates::ordered(expr, &source_schema)?;
+            aggregates::check(&expr, &source_schema)?;
+            aggregates.push(expr);
         }
         let filters: Vec<Expr> =
             filters.into_iter().map(simplify).filter(|expr| *expr != lit(true)).collect();
         refuse_window_below(&filters, &aggregates)?;
         Ok(Input { filters, keys, aggregates, source, source_schema })
     }
-}
-
-/// Refuses what needs all rows of a window in order at once: it cannot be put together from parts.
-fn refuse_unmergeable(expr: &Expr) -> Result<(), Refusal> {
-    if let Expr::AggregateFunction(function) = expr
-        && !function.params.order_by.is_empty()
-        && function.func.order_sensitivity() == AggregateOrderSensitivity::HardRequirement
-    {
-        let message = format!("{}(… ORDER BY …) in a window is not supported", function.func.name());
-        let help =
-            "write array_agg(… ORDER BY …): array_to_string(…, ',') joins it, and …[n] is its nth value";
-        return refuse(Anchor::Ordered, message, help);
-    }
-    Ok(())
 }
 
 /// The schema has each group expression once, however often GROUP BY names it.

@@ -78,6 +78,11 @@ impl Finding {
         Self { severity: Severity::Warning, ..Self::error(at, message) }
     }
 
+    /// Whether the program does not run because of it.
+    pub(crate) fn is_error(&self) -> bool {
+        self.severity == Severity::Error
+    }
+
     /// Says what to write instead.
     #[must_use]
     pub(crate) fn help(mut self, suggestion: impl Into<String>) -> Self {

@@ -7,8 +7,8 @@ use std::ops::ControlFlow;
 
 use datafusion::common::{DataFusionError, SchemaError};
 use datafusion::sql::sqlparser::ast::{
-    Distinct, Expr, Function, FunctionArgumentClause, FunctionArguments, GroupByExpr, Query, Select,
-    SelectItem, SetExpr, Spanned, Visit, Visitor, visit_expressions,
+    Distinct, Expr, GroupByExpr, Query, Select, SelectItem, SetExpr, Spanned, Visit, Visitor,
+    visit_expressions,
 };
 use datafusion::sql::sqlparser::tokenizer::{Location, Span};
 
@@ -54,7 +54,7 @@ pub(crate) fn refusal(refusal: Refusal, query: &Query) -> Finding {
         Anchor::Join => joined(query),
         Anchor::Innermost => grouping(query, false),
         Anchor::Outermost => grouping(query, true),
-        Anchor::Ordered => ordered(query, &refusal.message),
+        Anchor::Function => called(query, &refusal.message),
         Anchor::Query => None,
     };
     Finding::error(at.unwrap_or_else(|| first_word(query)), refusal.message).help(refusal.help)
@@ -114,6 +114,24 @@ fn message_of(root: &DataFusionError) -> String {
     let (line, _) = line.split_once(", errors: ").unwrap_or((line, ""));
     let line = line.strip_prefix("Internal error: ").unwrap_or(line);
     line.trim_end_matches('.').to_owned()
+}
+
+/// What a computation says of its failure, without the names of the layers that it came through.
+pub(crate) fn reason(error: &DataFusionError) -> String {
+    const LAYERS: [&str; 6] = [
+        "Arrow error: ",
+        "Parser error: ",
+        "Cast error: ",
+        "Execution error: ",
+        "Assertion failed: ",
+        "Internal error: ",
+    ];
+    let said = message_of(error.find_root());
+    let mut said = said.as_str();
+    while let Some(inner) = LAYERS.iter().find_map(|layer| said.strip_prefix(layer)) {
+        said = inner;
+    }
+    said.trim_end_matches(" error").to_owned()
 }
 
 /// DataFusion prints an interval as its Rust value, and wraps what a function says of its arguments.
@@ -210,17 +228,11 @@ fn window_call(query: &Query) -> Option<Span> {
     }
 }
 
-/// The first function with an ORDER BY whose name the message begins with.
-fn ordered(query: &Query, message: &str) -> Option<Span> {
-    let is_ordered = |function: &Function| match &function.args {
-        FunctionArguments::List(list) => {
-            list.clauses.iter().any(|clause| matches!(clause, FunctionArgumentClause::OrderBy(_)))
-        }
-        _ => false,
-    };
+/// The first function whose name the message begins with.
+fn called(query: &Query, message: &str) -> Option<Span> {
     let found = visit_expressions(query, |expr| match expr {
-        Expr::Function(function) if is_ordered(function) => match last_name(&function.name) {
-            Some((name, at)) if message.starts_with(&name) => ControlFlow::Break(at),
+        Expr::Function(function) => match last_name(&function.name) {
+            Some((name, at)) if message.split([' ', ':']).next() == Some(&name) => ControlFlow::Break(at),
             _ => ControlFlow::Continue(()),
         },
         _ => ControlFlow::Continue(()),

@@ -8,8 +8,10 @@
 //! ```
 
 mod above;
+mod aggregates;
 mod catalog;
 mod checks;
+mod constants;
 pub mod cut;
 pub mod diagnostic;
 mod emoji;
@@ -21,6 +23,7 @@ pub mod functions;
 mod generated;
 mod inline;
 mod options;
+mod order;
 mod parse;
 mod parts;
 pub mod planner;

@@ -17,8 +17,8 @@ use super::parse::{CreateTable, Statement, StatementKind, parse};
 use super::planner::{Planner, Relation};
 
 use super::{
-    Diagnostic, Output, Program, Query, Select, Severity, SqlFile, catalog, checks, cut, errors, generated,
-    rewrite,
+    Diagnostic, Output, Program, Query, Select, Severity, SqlFile, catalog, checks, constants, cut, errors,
+    generated, order, rewrite,
 };
 use crate::reaction::schema::arrow_type;
 use crate::reaction::table::{Connector, Format, Table, TableKind, TableOptions};
@@ -358,10 +358,23 @@ impl Build {
         let (plan, warnings) =
             if is_printed(&sink) { (plan, vec![]) } else { into_sink(plan, &sink, select)? };
         self.report(file, warnings);
-        let plan =
-            self.planner.analyse(plan).map_err(|error| vec![errors::finding(&error, select, false)])?;
+        let failed = |error| vec![errors::finding(&error, select, false)];
+        let plan = self.planner.analyse(plan).map_err(failed)?;
+        let without_value = constants::check(&plan, select).map_err(failed)?;
+        if !without_value.is_empty() {
+            return Err(without_value);
+        }
         let parts = cut::parts(plan, &self.planner, cuts)
             .map_err(|refusal| vec![errors::refusal(refusal, select)])?;
+        let without_value = constants::check_parts(&parts, cuts, select);
+        if !without_value.is_empty() {
+            return Err(without_value);
+        }
+        for part in &parts {
+            if let cut::Part::Windowed(part) = part {
+                self.report(file, order::cuts_between_equals(&part.above, cuts, select));
+            }
+        }
         Ok(Output { sink, parts })
     }
 
@@ -410,16 +423,22 @@ impl Build {
     /// The query's analysed plan; findings are reported.
     fn plan(&mut self, file: &SqlFile, query: &SqlQuery) -> Option<LogicalPlan> {
         let checked = checks::check(query, &self.planner);
-        let refused = !checked.findings.is_empty();
+        let refused = checked.findings.iter().any(Finding::is_error);
         self.report(file, checked.findings);
+        self.report(file, order::aggregates(query));
         if refused || checked.reads_broken {
             return None;
         }
         let mut rewritten = query.clone();
         rewrite::window_fields(&mut rewritten);
         rewrite::unique_outputs(&mut rewritten);
-        match self.planner.plan(rewritten) {
-            Ok(plan) => Some(plan),
+        let planned = self.planner.plan(rewritten);
+        match planned.and_then(|plan| Ok((constants::check(&plan, query)?, plan))) {
+            Ok((without_value, plan)) => {
+                let fine = without_value.is_empty();
+                self.report(file, without_value);
+                fine.then_some(plan)
+            }
             Err(error) => {
                 self.report(file, [errors::finding(&error, query, !checked.reads_view)]);
                 None
