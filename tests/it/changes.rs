@@ -185,6 +185,11 @@ async fn check_says_what_would_become_of_a_text_and_changes_nothing() {
     let found = &wrong["diagnostics"][0];
     assert_eq!((&found["line"], &found["column"]), (&json!(2), &json!(40)), "{wrong}");
     assert!(found["suggestion"].as_str().unwrap().contains("emoji_type"), "{wrong}");
+    let limited =
+        check("by_request", format!("{}\nLIMIT 3;", plain("1 second").trim_end().trim_end_matches(';')))
+            .await;
+    let warned = &limited["diagnostics"][0];
+    assert_eq!((&limited["ok"], &warned["severity"]), (&json!(true), &json!("warning")), "{limited}");
     let taken = check("other", plain("1 second")).await;
     assert!(taken["diagnostics"][0]["message"].as_str().unwrap().contains("by_request"), "{taken}");
 

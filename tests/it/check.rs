@@ -104,7 +104,7 @@ fn a_file_or_folder_that_is_not_there_is_named() {
 }
 
 #[test]
-fn what_plans_and_does_not_compile_is_refused_at_its_insert() {
+fn a_constant_without_a_value_is_refused_at_its_place_also_above_a_plan() {
     let folder = with_shipped_sql();
     let query = "-- The time is none.\nINSERT INTO emoji_counts SELECT window.start, window.end, room, emoji_type, n, 1 FROM
       (SELECT * FROM (SELECT tumble(INTERVAL '2 seconds') AS window, room, emoji_type, count(*) AS n
@@ -113,6 +113,25 @@ fn what_plans_and_does_not_compile_is_refused_at_its_insert() {
     let output = check(folder.path(), &[]);
     assert_eq!(output.status.code(), Some(1));
     let said = text(&output.stderr);
-    assert!(said.contains("emoji_counts.sql:2:1: error: "), "{said}");
+    assert!(said.contains("emoji_counts.sql:4:97: error: "), "{said}");
     assert!(said.contains("2026-x"), "{said}");
+}
+
+#[test]
+fn what_depends_on_the_order_of_rows_is_a_warning_and_no_failure() {
+    let folder = with_shipped_sql();
+    let path = folder.path().join("sql/emoji_counts.sql");
+    let shipped = std::fs::read_to_string(&path).unwrap();
+    let limited = shipped.replace(");", ")\nORDER BY count DESC, room LIMIT 3;");
+    assert_ne!(limited, shipped);
+    std::fs::write(&path, limited).unwrap();
+    let output = check(folder.path(), &["--format", "json"]);
+    assert_eq!(output.status.code(), Some(0));
+    let verdict: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let [found] = verdict["diagnostics"].as_array().unwrap().as_slice() else { panic!("{verdict}") };
+    assert_eq!((&verdict["ok"], found["severity"].as_str()), (&true.into(), Some("warning")), "{verdict}");
+    assert_eq!(found["suggestion"], "end the ORDER BY with emoji_type");
+    let said = check(folder.path(), &[]);
+    assert_eq!(said.status.code(), Some(0));
+    assert!(text(&said.stderr).contains("warning: this LIMIT"), "{}", text(&said.stderr));
 }
