@@ -51,6 +51,7 @@ const PURE: &[&str] = &[
     "src/engine/groups",
     "src/engine/expression",
     "src/engine/closing",
+    "src/engine/early",
     "src/engine/kept",
     "src/engine/sliding",
     "src/engine/session",

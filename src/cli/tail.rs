@@ -14,7 +14,7 @@ use super::{Failure, logs, process};
 use crate::config::LogKind;
 use crate::log::codec::{CodecError, JsonText, RecordCodec};
 use crate::log::program;
-use crate::log::{Log, LogError, Reader, Record};
+use crate::log::{HEADER_FINAL, Log, LogError, Reader, Record};
 use crate::reaction::live::LiveMessage;
 use crate::reaction::table::Table;
 use crate::reaction::time::format_rfc3339;
@@ -31,8 +31,8 @@ const MAX_LINE: usize = 16 << 20;
 /// Print a table's rows as they come, one JSON object a line
 ///
 /// From Kafka (--kafka, or kind = "kafka" under `[log]`) it reads the table's topic, source or sink. A running
-/// `emostream up` keeps its log to itself, so without Kafka this follows that process at --url: closed windows of a
-/// sink only.
+/// `emostream up` keeps its log to itself, so without Kafka this follows that process at --url: windows of a sink only.
+/// Rows of a window that is still open (emit_every) say `"final": false`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The table
@@ -167,10 +167,19 @@ fn rows_of(codec: &RecordCodec, record: &Record) -> Result<Vec<Map<String, Value
         text.write(row, &mut object)?;
         serde_json::from_slice(&object).map_err(|error| CodecError::Damaged(error.to_string()))
     };
-    (0..batch.num_rows()).map(row).collect()
+    let mut rows: Vec<Map<String, Value>> = (0..batch.num_rows()).map(row).collect::<Result<_, _>>()?;
+    if record.header(HEADER_FINAL) == Some("false") {
+        rows.iter_mut().for_each(mark_early);
+    }
+    Ok(rows)
 }
 
-/// The rows of every closed window, as a viewer gets them.
+/// Says that the row's window is still open.
+fn mark_early(row: &mut Map<String, Value>) {
+    row.insert(HEADER_FINAL.to_owned(), Value::Bool(false));
+}
+
+/// The rows of every window, as a viewer gets them.
 async fn follow_live(url: Url, table: String, room: Option<String>) -> Failure {
     match try_follow_live(&url, &table, room.as_deref()).await {
         Ok(()) => Failure::outside(format!("{url} closed the stream")),
@@ -182,7 +191,7 @@ async fn try_follow_live(url: &Url, table: &str, room: Option<&str>) -> Result<(
     let outside =
         |error: reqwest::Error| Failure::outside(format!("{url}: {error}; is `emostream up` running?"));
     let mut live = url.join("/v1/live").map_err(|error| Failure::usage(format!("{url}: {error}")))?;
-    live.query_pairs_mut().append_pair("table", table);
+    live.query_pairs_mut().append_pair("table", table).append_pair("early", "1");
     if let Some(room) = room {
         live.query_pairs_mut().append_pair("room", room);
     }
@@ -219,7 +228,12 @@ fn live_rows(message: LiveMessage) -> Vec<Map<String, Value>> {
         ("room", message.room),
     ];
     let with_once = |row: Map<String, Value>| {
-        once.iter().map(|(name, text)| ((*name).to_owned(), Value::String(text.clone()))).chain(row).collect()
+        let texts = once.iter().map(|(name, text)| ((*name).to_owned(), Value::String(text.clone())));
+        let mut row: Map<String, Value> = texts.chain(row).collect();
+        if !message.is_final {
+            mark_early(&mut row);
+        }
+        row
     };
     message.rows.into_iter().map(with_once).collect()
 }
@@ -270,6 +284,9 @@ mod tests {
         let rows = rows_of(&codec, &record).unwrap();
         let expected = r#"{"text":"😀 \"x\"","time":"1970-01-01T00:00:01.500Z","number":9223372036854775807,"yes":true}"#;
         assert_eq!(Value::Object(rows[0].clone()).to_string(), expected);
+        assert!(!rows[0].contains_key("final"));
+        let early = Record { headers: vec![(HEADER_FINAL.to_owned(), "false".into())], ..record.clone() };
+        assert_eq!(rows_of(&codec, &early).unwrap()[0]["final"], Value::Bool(false));
         assert_eq!(rows[1]["text"], Value::Null);
         assert_eq!(rows.len(), 20);
     }

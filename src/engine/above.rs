@@ -63,6 +63,14 @@ impl Above {
         })
     }
 
+    /// The cuts that it reads.
+    pub(crate) fn cuts(&self) -> Vec<usize> {
+        match self {
+            Self::RowByRow { cut, .. } => vec![*cut],
+            Self::Plan(plan) => plan.slots.keys().copied().collect(),
+        }
+    }
+
     /// What the closed windows of the cuts (by the cuts' places) give the sink, by window. The batches have the sink's
     /// columns and types, by position.
     pub(crate) fn run(&self, closed: &[ClosedRows]) -> Result<Vec<SinkRows>> {

@@ -142,6 +142,14 @@ impl Accumulation {
         self.accumulators.merge(&other.states, &scratch.group_of_row, self.groups.len())
     }
 
+    /// What it holds now, which it goes on holding; there must be a group. An accumulator gives its state up: it is taken
+    /// back.
+    pub(crate) fn so_far(&mut self, aggregation: &Aggregation, scratch: &mut Scratch) -> Result<Partial> {
+        let partial = std::mem::replace(self, Self::new(aggregation)?).into_partial()?;
+        self.merge(&partial, scratch)?;
+        Ok(partial)
+    }
+
     /// Retires; there must be a group.
     pub(crate) fn into_partial(self) -> Result<Partial> {
         let groups = self.groups.len();

@@ -9,7 +9,8 @@ use datafusion::common::Result;
 use super::aggregate::Pane;
 use super::change::Takeover;
 use super::closed::ClosedRows;
-use super::compile::{CompiledCut, CompiledQuery};
+use super::compile::{CompiledCut, CompiledOutput, CompiledQuery};
+use super::early::{Early, Look, OpenPane};
 use super::groups::Scratch;
 use super::kept::Kept;
 use super::partition::{Account, HandOver};
@@ -35,6 +36,8 @@ pub struct ClosedWindow {
 pub struct ClosedOutput {
     /// In order of time.
     pub windows: Vec<ClosedWindow>,
+    /// Windows that are open, as they stand; in order of time.
+    pub early: Vec<ClosedWindow>,
     /// Rows without a window, in the order in which each partition gave them.
     pub rows: Vec<RecordBatch>,
 }
@@ -55,11 +58,13 @@ pub struct Closed {
 impl Closed {
     /// Whether there is nothing but positions.
     pub fn is_empty(&self) -> bool {
-        let empty = |output: &ClosedOutput| output.windows.is_empty() && output.rows.is_empty();
+        let empty = |output: &ClosedOutput| {
+            output.windows.is_empty() && output.early.is_empty() && output.rows.is_empty()
+        };
         self.saved.is_empty() && self.kept.is_empty() && self.outputs.iter().all(empty)
     }
 
-    /// The windows of all outputs.
+    /// The closed windows of all outputs.
     pub fn windows(&self) -> impl Iterator<Item = &ClosedWindow> {
         self.outputs.iter().flat_map(|output| &output.windows)
     }
@@ -89,6 +94,8 @@ pub struct Start {
     pub gap: Option<Gap>,
     /// How many saved records of each cut belong to the checkpoint.
     pub saved: Vec<u64>,
+    /// The highest revision written.
+    pub revision: u64,
     /// The account begins with the rows that are filled into windows again: what the version before it did with all
     /// others cannot be told from its totals.
     pub begins_account: bool,
@@ -111,6 +118,7 @@ impl Start {
                 figures: Figures { open: 0, ..checkpoint.figures },
                 gap: checkpoint.gap,
                 saved: checkpoint.saved.clone(),
+                revision: checkpoint.revision,
                 begins_account: false,
             },
             Some(Checkpoint { emitted: Some(emitted), .. }) => {
@@ -155,6 +163,7 @@ impl Start {
             figures: Figures::default(),
             gap: None,
             saved: Vec::new(),
+            revision: checkpoint.map_or(0, |checkpoint| checkpoint.revision),
             begins_account: checkpoint.is_some(),
         }
     }
@@ -186,6 +195,8 @@ pub struct Closer {
     base: Figures,
     counted: u64,
     emitted: Option<i64>,
+    revision: u64,
+    early: Early,
     cuts: Vec<OpenWindows>,
     saved: Saved,
     scratch: Scratch,
@@ -251,6 +262,8 @@ impl Closer {
             base: start.figures,
             counted: start.figures.counted,
             emitted: start.emitted,
+            revision: start.revision,
+            early: Early::default(),
             cuts: query.cuts.iter().map(OpenWindows::new).collect(),
             saved: Saved::new(&query),
             scratch: Scratch::default(),
@@ -320,6 +333,10 @@ impl Closer {
     pub fn close(&mut self, handed: Vec<HandOver>, boundary: Option<i64>) -> Result<Closed> {
         let from = self.emitted;
         self.emitted = self.emitted.max(boundary);
+        // Whoever was told a window early has to find the final one newer.
+        if self.revision > 0 || self.query.tells_early() {
+            self.revision += 1;
+        }
         let mut outputs: Vec<ClosedOutput> = Vec::new();
         outputs.resize_with(self.query.outputs.len(), ClosedOutput::default);
         let (mut partitions, mut kept) = (Vec::with_capacity(handed.len()), Kept::default());
@@ -352,6 +369,24 @@ impl Closer {
         let saved = self.save()?;
         let checkpoint = self.checkpoint(&partitions);
         Ok(Closed { outputs, checkpoint, saved, kept })
+    }
+
+    /// Adds to `closed`, which was handed over at the same moment, the open windows as they stand with what the partitions
+    /// hold of them.
+    ///
+    /// # Errors
+    /// As [`Self::close`].
+    pub fn look(&mut self, open: Vec<OpenPane>, look: Look<'_>, closed: &mut Closed) -> Result<()> {
+        let held = self.cuts.iter().map(|cut| match cut {
+            OpenWindows::Sliding(windows) => Some(windows),
+            OpenWindows::Single | OpenWindows::Sessions(_) => None,
+        });
+        let held = held.collect();
+        let told = self.early.look(&self.query, held, open, self.emitted, look, &mut self.scratch)?;
+        for (output, windows) in told {
+            closed.outputs[output].early = windows;
+        }
+        Ok(())
     }
 
     fn add(&mut self, lane: usize, cut: usize, pane: Pane, single: &mut BTreeMap<i64, Pane>) -> Result<()> {
@@ -392,14 +427,7 @@ impl Closer {
 
     fn run_above(&self, closed: &[ClosedRows], outputs: &mut [ClosedOutput]) -> Result<()> {
         for (compiled, output) in self.query.outputs.iter().zip(outputs) {
-            let mut windows: BTreeMap<Window, Vec<RecordBatch>> = BTreeMap::new();
-            for part in &compiled.parts {
-                for (window, rows) in part.run(closed)? {
-                    windows.entry(window).or_default().push(rows);
-                }
-            }
-            output.windows =
-                windows.into_iter().map(|(window, rows)| ClosedWindow { window, rows }).collect();
+            output.windows = compiled.windows(closed)?;
         }
         Ok(())
     }
@@ -442,6 +470,7 @@ impl Closer {
             figures: self.figures(account, open, self.counted),
             gap: self.gap,
             saved: self.saved.counts(),
+            revision: self.revision,
         }
     }
 
@@ -456,6 +485,19 @@ impl Closer {
             bad: self.base.bad + account.bad,
             open,
         }
+    }
+}
+
+impl CompiledOutput {
+    /// What the sink gets of these windows of the cuts, in order of time.
+    pub(super) fn windows(&self, closed: &[ClosedRows]) -> Result<Vec<ClosedWindow>> {
+        let mut windows: BTreeMap<Window, Vec<RecordBatch>> = BTreeMap::new();
+        for part in &self.parts {
+            for (window, rows) in part.run(closed)? {
+                windows.entry(window).or_default().push(rows);
+            }
+        }
+        Ok(windows.into_iter().map(|(window, rows)| ClosedWindow { window, rows }).collect())
     }
 }
 

@@ -51,9 +51,9 @@ pub(super) fn transaction(
     closed: &Closed,
     sink_partitions: &[u32],
 ) -> Result<Transaction, Failure> {
-    let mut records = Vec::new();
+    let (mut records, revision) = (Vec::new(), closed.checkpoint.revision);
     for ((output, closed), partitions) in query.outputs.iter().zip(&closed.outputs).zip(sink_partitions) {
-        let rows = sink::output_records(&output.sink, *partitions, closed)?;
+        let rows = sink::output_records(&output.sink, *partitions, closed, revision)?;
         let topic = &output.sink.topic;
         records.extend(rows.into_iter().map(|(partition, record)| (topic.clone(), partition, record)));
     }

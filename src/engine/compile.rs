@@ -150,6 +150,11 @@ impl CompiledQuery {
         self.sources.iter().any(|source| source.table.with.source_offset == SourceOffset::Latest)
     }
 
+    /// Whether a sink wants early results.
+    pub(super) fn tells_early(&self) -> bool {
+        self.outputs.iter().any(|output| output.sink.with.emit_every_ns.is_some())
+    }
+
     /// The longest delay of its sources.
     pub fn delay_ns(&self) -> i64 {
         self.sources.iter().map(|source| source.delay_ns).max().unwrap_or_default()

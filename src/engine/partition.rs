@@ -4,7 +4,7 @@
 //! the watermark. Every row is accounted once for each input of the query that reads the source: filtered,
 //! future, late, bad, or taken in (open, then counted).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -17,6 +17,7 @@ use super::aggregate::Pane;
 use super::closing::{Lane, Start};
 use super::compile::{CompiledInput, CompiledQuery, CompiledSource, Target};
 use super::decode::{Decoded, decode};
+use super::early::OpenPane;
 use super::expression::{RowExpr, Rows};
 use super::filling::IntoPanes;
 use super::groups::Scratch;
@@ -526,6 +527,28 @@ impl Partition {
             kept: std::mem::take(&mut self.kept),
             open: still_open,
         })
+    }
+}
+
+impl Partition {
+    /// What these cuts' open panes hold here, which stays here.
+    ///
+    /// # Errors
+    /// What DataFusion says of the aggregates' states.
+    pub fn look(&mut self, cuts: &BTreeSet<usize>) -> Result<Vec<OpenPane>> {
+        let Self { query, source, taken, scratch, .. } = self;
+        let mut found = Vec::new();
+        for (taken, input) in taken.iter_mut().zip(&query.sources[*source].inputs) {
+            let (Taken::Panes { open, .. }, Target::Cut { cut, .. }) = (taken, &input.into) else { continue };
+            if !cuts.contains(cut) {
+                continue;
+            }
+            for (&start, pane) in open {
+                let partial = pane.accumulation.so_far(&query.cuts[*cut].aggregation, scratch)?;
+                found.push(OpenPane { cut: *cut, start, rows: pane.rows, partial });
+            }
+        }
+        Ok(found)
     }
 }
 

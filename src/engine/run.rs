@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::closing::{self, Closed, Closer, Start, total};
 use super::compile::CompiledQuery;
+use super::early::{Look, cuts_of};
 use super::failure::{Failure, lock};
 use super::partition::{Partition, Pushed, TimeRules};
 use super::watermark;
@@ -72,6 +73,8 @@ struct Closing {
     stop_at: Option<i64>,
     /// Of the closer's `counted`, what is committed.
     committed: u64,
+    /// By output: rows accepted in this run when its open windows were looked at last.
+    looked_at: BTreeMap<usize, u64>,
 }
 
 /// What the last commit covered.
@@ -111,7 +114,12 @@ impl Run {
         Ok(Self {
             lanes: lanes.collect::<Result<_, _>>()?,
             held_groups: AtomicUsize::new(closer.groups()),
-            closing: Mutex::new(Closing { committed: closer.counted(), closer, stop_at: None }),
+            closing: Mutex::new(Closing {
+                committed: closer.counted(),
+                closer,
+                stop_at: None,
+                looked_at: BTreeMap::new(),
+            }),
             gap: start.gap,
             query,
             hold_until_ms,
@@ -172,8 +180,9 @@ impl Run {
         }
     }
 
-    /// Closes what is over. `None` when there is nothing to commit.
-    pub(super) fn close(&self, committed: &Committed) -> Result<Option<Closed>, Failure> {
+    /// Closes what is over, and looks at what is open for these outputs, whose sinks want early results now. `None` when
+    /// there is nothing to commit.
+    pub(super) fn close(&self, committed: &Committed, early: &[usize]) -> Result<Option<Closed>, Failure> {
         let boundary = self.watermark().and_then(|ns| self.query.boundary_at_or_before(ns));
         let mut closing = lock(&self.closing);
         let stops = closing.stop_at.is_some() && boundary >= closing.stop_at;
@@ -184,20 +193,30 @@ impl Run {
         };
         let accepted = sum(|lane| &lane.accepted);
         let is_due = stops || committed.is_due() || accepted.saturating_sub(committed.rows) >= COMMIT_ROWS;
-        if !is_over && !is_due && sum(|lane| &lane.pending) == 0 {
+        // As long as nothing was read, open windows are what they were.
+        let unseen = early.iter().filter(|output| closing.looked_at.get(output) != Some(&accepted));
+        let early: Vec<usize> = unseen.copied().collect();
+        if !is_over && !is_due && early.is_empty() && sum(|lane| &lane.pending) == 0 {
             return Ok(None);
         }
         let boundary = if is_over { boundary } else { closing.closer.emitted() };
-        let mut handed = Vec::with_capacity(self.lanes.len());
+        let (mut handed, mut open) = (Vec::with_capacity(self.lanes.len()), Vec::new());
+        let cuts = cuts_of(&self.query, &early);
         for lane in &self.lanes {
             let mut partition = lock(&lane.partition);
             handed.push(partition.hand_over(boundary)?);
+            open.extend(partition.look(&cuts)?);
             lane.pending.store(0, Ordering::Relaxed);
             lane.groups.store(partition.groups(), Ordering::Relaxed);
             drop(partition);
             failpoint::hit("engine.hand_over");
         }
-        let closed = closing.closer.close(handed, boundary)?;
+        let mut closed = closing.closer.close(handed, boundary)?;
+        if !early.is_empty() {
+            let look = Look { outputs: &early, until: closing.stop_at };
+            closing.closer.look(open, look, &mut closed)?;
+            closing.looked_at.extend(early.into_iter().map(|output| (output, accepted)));
+        }
         self.held_groups.store(closing.closer.groups(), Ordering::Relaxed);
         self.wake_at_earliest(closing.closer.next_end());
         let figures = closed.checkpoint.figures;

@@ -17,14 +17,31 @@ use crate::reaction::live::DEFAULT_ROOM;
 use crate::reaction::table::Table;
 use crate::reaction::time::format_rfc3339;
 
-/// The records of one commit into one sink: partition and record.
+/// What a record says of its window besides rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Word {
+    /// False for an early result.
+    pub is_final: bool,
+    /// The highest one replaces the whole window.
+    pub revision: u64,
+}
+
+/// The records of one commit into one sink: partition and record. All its windows have that revision.
 ///
 /// # Errors
 /// As [`records`].
-pub fn output_records(sink: &Table, partitions: u32, closed: &ClosedOutput) -> Result<Vec<(u32, NewRecord)>> {
+pub fn output_records(
+    sink: &Table,
+    partitions: u32,
+    closed: &ClosedOutput,
+    revision: u64,
+) -> Result<Vec<(u32, NewRecord)>> {
     let mut all = Vec::new();
     for window in &closed.windows {
-        all.extend(records(sink, partitions, window)?);
+        all.extend(records(sink, partitions, window, Word { is_final: true, revision })?);
+    }
+    for window in &closed.early {
+        all.extend(records(sink, partitions, window, Word { is_final: false, revision })?);
     }
     for batch in &closed.rows {
         for row in json_rows(sink, batch)? {
@@ -49,7 +66,12 @@ fn record(sink: &Table, partitions: u32, row: &Map<String, Value>) -> Result<(u3
 ///
 /// # Errors
 /// When a column's type has no JSON form: the planner let through what it must not.
-pub fn records(sink: &Table, partitions: u32, closed: &ClosedWindow) -> Result<Vec<(u32, NewRecord)>> {
+pub fn records(
+    sink: &Table,
+    partitions: u32,
+    closed: &ClosedWindow,
+    word: Word,
+) -> Result<Vec<(u32, NewRecord)>> {
     let mut rows = Vec::new();
     for batch in &closed.rows {
         rows.extend(json_rows(sink, batch)?);
@@ -66,8 +88,8 @@ pub fn records(sink: &Table, partitions: u32, closed: &ClosedWindow) -> Result<V
         let record = record
             .header(HEADER_WINDOW_START, start.as_str())
             .header(HEADER_WINDOW_END, end.as_str())
-            .header(HEADER_FINAL, "true")
-            .header(HEADER_REVISION, "0")
+            .header(HEADER_FINAL, if word.is_final { "true" } else { "false" })
+            .header(HEADER_REVISION, word.revision.to_string())
             .header(HEADER_WINDOW_ROWS, window_rows.to_string());
         Ok((partition, record))
     });

@@ -84,6 +84,30 @@ impl SlidingWindows {
         self.held.values().filter_map(|held| held.first_offsets.get(&lane).copied()).min()
     }
 
+    /// The starts of the panes held.
+    pub(crate) fn starts(&self) -> impl Iterator<Item = i64> {
+        self.held.keys().copied()
+    }
+
+    /// How many rows are held of an open window.
+    pub(crate) fn rows_in(&self, window: Window) -> u64 {
+        self.held.range(window.start..window.end).map(|(_, held)| held.rows).sum()
+    }
+
+    /// What is held of an open window, in parts.
+    pub(crate) fn parts_of(&self, window: Window) -> impl Iterator<Item = &Partial> {
+        let over_the_line = self.line != i64::MIN && window.start <= self.line;
+        let (sums, rest) = if over_the_line {
+            let front = self.front.range(window.start..).next().map(|(_, sum)| sum);
+            (front.into_iter().chain(&self.back), self.back_end)
+        } else {
+            (None.into_iter().chain(&None), window.start)
+        };
+        let corrections = self.corrections.range(window.start..window.end).map(|(_, partial)| partial);
+        let held = self.held.range(rest..window.end.max(rest)).filter_map(|(_, held)| held.partial.as_ref());
+        sums.chain(corrections).chain(held)
+    }
+
     /// The end of the first window still to be closed, all up to `closed_to` being closed.
     pub(crate) fn next_end(&self, closed_to: i64) -> Option<i64> {
         let (first, _) =

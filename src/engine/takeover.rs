@@ -115,6 +115,7 @@ mod tests {
             figures: Figures::default(),
             gap: None,
             saved: Vec::new(),
+            revision: 0,
         };
         let (query, ranges) = (query(), log.describe("reactions").await.unwrap().unwrap());
         start(log, &query, &checkpoint, emitted_ms * NS_PER_MS, &[ranges], TOLERANCE_MS).await.unwrap()

@@ -23,6 +23,7 @@ use super::reading::{describe, observe_lag, ranges, read_partition};
 use super::run::{COMMIT_EVERY, Committed, Run};
 use super::shared::Shared;
 use super::takeover;
+use super::ticks::Ticks;
 use crate::clock;
 use crate::log::{Log, LogError, Record, TOPIC_CHECKPOINTS, Writer};
 use crate::reaction::checkpoint::{Checkpoint, Gap};
@@ -299,11 +300,13 @@ impl RunningQuery {
             sink_partitions.push(u32::try_from(partitions).unwrap_or(u32::MAX));
         }
         let mut committed = Committed { at: Instant::now(), rows: 0, positions: BTreeMap::new() };
+        let mut ticks = Ticks::new(&self.query, Instant::now());
         loop {
             let progress = run.progress.notified();
             if run.is_rebuilt() {
                 self.set(State::Running, None);
-                let closed = run.close(&committed)?;
+                let began = Instant::now();
+                let closed = run.close(&committed, &ticks.due(began))?;
                 if committed.is_due() || closed.is_some() {
                     committed.at = Instant::now();
                 }
@@ -319,13 +322,16 @@ impl RunningQuery {
                     if run.is_at_its_stop() {
                         return Ok(());
                     }
+                    ticks.done(began, Instant::now());
                     continue;
                 }
+                ticks.done(began, Instant::now());
             }
+            let due = committed.at + COMMIT_EVERY;
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 () = progress => {}
-                () = tokio::time::sleep_until(committed.at + COMMIT_EVERY) => {}
+                () = tokio::time::sleep_until(ticks.next().map_or(due, |tick| tick.min(due))) => {}
             }
         }
     }

@@ -86,7 +86,6 @@ impl Offsets {
 /// Rows of one revision that is not whole yet.
 #[derive(Debug, Default)]
 struct Part {
-    is_final: bool,
     expected: u64,
     rows: BTreeMap<(u32, i64), Box<str>>,
 }
@@ -95,7 +94,8 @@ struct Part {
 #[derive(Debug)]
 struct Waiting {
     first_seen_ms: i64,
-    revisions: BTreeMap<u64, Part>,
+    /// By whether it is final, and revision.
+    revisions: BTreeMap<(bool, u64), Part>,
     offsets: Offsets,
 }
 
@@ -135,11 +135,11 @@ impl Gather {
     pub fn add(&mut self, table: &Arc<str>, partition: u32, offset: i64, row: ResultRow, now_ms: i64) {
         let ResultRow { room, window, is_final, revision, window_rows, json } = row;
         let key = WindowKey { end: window.end, table: Arc::clone(table), room, start: window.start };
-        if self.is_told(&key, partition, offset, revision) {
+        if self.is_told(&key, partition, offset, (is_final, revision)) {
             return;
         }
         if let Some(whole) = self.ready.get_mut(&key)
-            && (whole.is_final || whole.revision >= revision)
+            && (whole.is_final || (false, whole.revision) >= (is_final, revision))
         {
             whole.offsets.add(partition, offset, offset);
             return;
@@ -150,12 +150,12 @@ impl Gather {
             offsets: Offsets::default(),
         });
         waiting.offsets.add(partition, offset, offset);
-        let part = waiting.revisions.entry(revision).or_default();
-        (part.is_final, part.expected) = (is_final, window_rows);
+        let part = waiting.revisions.entry((is_final, revision)).or_default();
+        part.expected = window_rows;
         self.bytes += json.len();
         part.rows.insert((partition, offset), json);
         if part.rows.len() as u64 >= part.expected {
-            self.complete(key, revision);
+            self.complete(key, (is_final, revision));
         }
     }
 
@@ -237,28 +237,29 @@ impl Gather {
         Some(GivenUp { key, rows: part.rows.len() as u64, expected: part.expected })
     }
 
-    fn is_told(&mut self, key: &WindowKey, partition: u32, offset: i64, revision: u64) -> bool {
+    fn is_told(&mut self, key: &WindowKey, partition: u32, offset: i64, word: (bool, u64)) -> bool {
         let told = match self.told_beyond.get_mut(key) {
             Some(told) => Some(told),
             None => self.told_before.get_mut(key),
         };
-        let Some(told) = told.filter(|told| told.is_final || told.revision >= revision) else { return false };
+        let Some(told) = told.filter(|told| told.is_final || (told.is_final, told.revision) >= word) else {
+            return false;
+        };
         let last = told.last.entry(partition).or_insert(offset);
         *last = offset.max(*last);
         true
     }
 
-    fn complete(&mut self, key: WindowKey, revision: u64) {
+    fn complete(&mut self, key: WindowKey, (is_final, revision): (bool, u64)) {
         let Some(mut waiting) = self.waiting.remove(&key) else { return };
-        let later = waiting.revisions.split_off(&(revision + 1));
-        let Some(part) = waiting.revisions.remove(&revision) else { return };
+        let later = waiting.revisions.split_off(&(is_final, revision + 1));
+        let Some(part) = waiting.revisions.remove(&(is_final, revision)) else { return };
         self.bytes -= waiting.revisions.values().map(Part::bytes).sum::<usize>();
         let mut offsets = waiting.offsets.clone();
         if let Some(earlier) = self.ready.remove(&key) {
             self.bytes -= size(&earlier.rows);
             offsets.add_all(&earlier.offsets);
         }
-        let is_final = part.is_final;
         let rows = part.rows.into_values().collect();
         self.ready.insert(key.clone(), Whole { is_final, revision, rows, offsets });
         if is_final {

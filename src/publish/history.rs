@@ -2,11 +2,12 @@
 //!
 //! Pure: no async, no clock, no I/O.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::message::Message;
 use crate::reaction::live::LiveId;
+use crate::reaction::time::Window;
 
 /// Bytes of messages kept at most, however few they are.
 pub const MAX_BYTES: usize = 16 << 20;
@@ -34,19 +35,27 @@ pub enum Resume {
     Gap,
 }
 
-/// A run of messages without holes: the newest [`MAX_BYTES`], or the newest `limit`.
+/// The newest [`MAX_BYTES`] of messages, or the newest `limit`. Of an open window only what was told last is among them;
+/// otherwise there are no holes.
 #[derive(Debug)]
 pub struct History {
     limit: usize,
     messages: VecDeque<Arc<Message>>,
     bytes: usize,
     newest: Option<LiveId>,
+    /// The last sequence that is gone and was not replaced.
+    gone: u64,
+    /// Which of the messages tells an open window.
+    early: BTreeMap<WindowOf, LiveId>,
 }
+
+/// Table, room and window.
+type WindowOf = (Arc<str>, Arc<str>, Window);
 
 impl History {
     /// Keeps at most `limit` messages.
     pub fn new(limit: usize) -> Self {
-        Self { limit, messages: VecDeque::new(), bytes: 0, newest: None }
+        Self { limit, messages: VecDeque::new(), bytes: 0, newest: None, gone: 0, early: BTreeMap::new() }
     }
 
     /// Adds a message, unless it was seen before. A gap empties what is kept: no cursor reaches across it.
@@ -56,18 +65,39 @@ impl History {
             Some(newest) if !is_next(newest, message.id) => Follows::Gap,
             _ => Follows::Next,
         };
-        if follows == Follows::Gap {
+        if follows == Follows::Gap || self.newest.is_none() {
             self.messages.clear();
-            self.bytes = 0;
+            self.early.clear();
+            (self.bytes, self.gone) = (0, message.id.sequence.saturating_sub(1));
         }
         self.newest = Some(message.id);
+        self.replace_early(&message);
         self.bytes += message.json.len();
         self.messages.push_back(message);
         while self.messages.len() > self.limit || self.bytes > MAX_BYTES {
             let Some(oldest) = self.messages.pop_front() else { break };
             self.bytes -= oldest.json.len();
+            self.gone = oldest.id.sequence;
+            if !oldest.is_final {
+                self.early.remove(&window_of(&oldest));
+            }
         }
         follows
+    }
+
+    fn replace_early(&mut self, by: &Message) {
+        if by.is_final && self.early.is_empty() {
+            return;
+        }
+        let window = window_of(by);
+        let replaced = match by.is_final {
+            true => self.early.remove(&window),
+            false => self.early.insert(window, by.id),
+        };
+        let place = replaced.and_then(|id| self.messages.binary_search_by_key(&id, |known| known.id).ok());
+        if let Some(replaced) = place.and_then(|place| self.messages.remove(place)) {
+            self.bytes -= replaced.json.len();
+        }
     }
 
     /// The newest id seen.
@@ -83,8 +113,7 @@ impl History {
         if cursor.sequence > newest.sequence + MAX_AHEAD {
             return Resume::Gap;
         }
-        let oldest = self.messages.front().map_or(newest.sequence + 1, |oldest| oldest.id.sequence);
-        if cursor.sequence + 1 < oldest {
+        if cursor.sequence < self.gone {
             return Resume::Gap;
         }
         let from = self.messages.partition_point(|message| message.id <= cursor);
@@ -104,6 +133,10 @@ impl History {
     }
 }
 
+fn window_of(message: &Message) -> WindowOf {
+    (Arc::clone(&message.table), Arc::clone(&message.room), message.window)
+}
+
 fn is_next(before: LiveId, id: LiveId) -> bool {
     before.epoch == id.epoch && before.sequence + 1 == id.sequence
 }
@@ -111,7 +144,7 @@ fn is_next(before: LiveId, id: LiveId) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::publish::message::message;
+    use crate::publish::message::{early, message};
 
     fn history(limit: usize, sequences: impl IntoIterator<Item = u64>) -> History {
         let mut history = History::new(limit);
@@ -169,6 +202,25 @@ mod tests {
         };
         assert_eq!(ids(|_| true), [4, 5]);
         assert_eq!(ids(|message| &*message.room == "even"), [4]);
+    }
+
+    #[test]
+    fn of_an_open_window_only_what_was_told_last_is_kept_and_that_is_no_gap() {
+        let mut history = History::new(3);
+        for sequence in 1..=100 {
+            history.push(early(sequence, "t", "main", 2 * (sequence as i64 % 2)));
+        }
+        assert_eq!(after(&history, "e1-0"), Some(vec![99, 100]));
+        // The helper's closed windows start at 0, as every second one above.
+        history.push(message(101, "t", "main"));
+        assert_eq!(after(&history, "e1-98"), Some(vec![99, 101]));
+        assert_eq!(history.bytes, history.messages.iter().map(|message| message.json.len()).sum::<usize>());
+        assert_eq!(history.newest_of_each(|_| true).len(), 1);
+        for sequence in 102..=104 {
+            history.push(message(sequence, "t", "main"));
+        }
+        assert_eq!((after(&history, "e1-100"), after(&history, "e1-101")), (None, Some(vec![102, 103, 104])));
+        assert_eq!(history.early.len(), 0);
     }
 
     #[test]

@@ -39,7 +39,7 @@ impl Client {
     }
 
     fn push(&self, message: &Arc<Message>) -> u64 {
-        if !self.filter.wants_table(message) || self.floor.is_some_and(|floor| message.id <= floor) {
+        if !self.filter.wants_of_room(message) || self.floor.is_some_and(|floor| message.id <= floor) {
             return 0;
         }
         let skipped = lock(&self.queue).push(Arc::clone(message));

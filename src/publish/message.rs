@@ -19,8 +19,8 @@ pub struct Message {
     pub table: Arc<str>,
     /// The room.
     pub room: Arc<str>,
-    /// End of the window, nanoseconds since the Unix epoch.
-    pub window_end: i64,
+    /// Its window.
+    pub window: Window,
     /// False for an early result.
     pub is_final: bool,
     /// The message in JSON, one line of UTF-8.
@@ -51,15 +51,7 @@ impl Message {
             return Err("no live message: it is not one line that ends in '}'".to_owned());
         }
         let Head { id, table, room, window, is_final } = head;
-        Ok(Self {
-            id,
-            table: table.into(),
-            room: room.into(),
-            window_end: window.end,
-            is_final,
-            json,
-            sse: OnceLock::new(),
-        })
+        Ok(Self { id, table: table.into(), room: room.into(), window, is_final, json, sse: OnceLock::new() })
     }
 
     /// The message in JSON, with `"skipped": n` when it stands for `skipped` older ones besides itself.
@@ -85,6 +77,11 @@ impl Message {
         self.table == other.table && self.room == other.room
     }
 
+    /// Whether this one takes the place of the other, which told the same window early.
+    pub fn replaces(&self, other: &Self) -> bool {
+        !other.is_final && self.window == other.window && self.is_same_stream(other)
+    }
+
     fn frame(&self, json: &[u8]) -> Bytes {
         [format!("id: {}\ndata: ", self.id).as_bytes(), json, b"\n\n"].concat().into()
     }
@@ -97,6 +94,15 @@ pub(super) fn message(sequence: u64, table: &str, room: &str) -> Arc<Message> {
         "window": {"start": "1970-01-01T00:00:00Z", "end": "1970-01-01T00:00:02Z"}, "final": true, "pace_ms": 2000,
         "rows": [{"count": sequence}]});
     Arc::new(Message::parse(json.to_string().into()).unwrap())
+}
+
+/// An early one of the window that starts then.
+#[cfg(test)]
+pub(super) fn early(sequence: u64, table: &str, room: &str, start_s: i64) -> Arc<Message> {
+    let start = start_s * 1000 * crate::reaction::time::NS_PER_MS;
+    let window = Window { start, end: start + 2000 * crate::reaction::time::NS_PER_MS };
+    let last_word = Arc::into_inner(message(sequence, table, room)).unwrap();
+    Arc::new(Message { is_final: false, window, ..last_word })
 }
 
 #[cfg(test)]

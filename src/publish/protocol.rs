@@ -26,17 +26,20 @@ pub struct Filter {
     pub tables: Vec<Arc<str>>,
     /// At least one.
     pub rooms: Vec<Arc<str>>,
+    /// Windows that are still open too.
+    pub early: bool,
 }
 
 impl Filter {
     /// Whether the client wants that message.
     pub fn wants(&self, message: &Message) -> bool {
-        self.wants_table(message) && self.rooms.contains(&message.room)
+        self.wants_of_room(message) && self.rooms.contains(&message.room)
     }
 
     /// Whether the client wants that message, given that it is of one of its rooms.
-    pub fn wants_table(&self, message: &Message) -> bool {
-        self.tables.is_empty() || self.tables.contains(&message.table)
+    pub fn wants_of_room(&self, message: &Message) -> bool {
+        let is_of_table = self.tables.is_empty() || self.tables.contains(&message.table);
+        is_of_table && (message.is_final || self.early)
     }
 }
 
@@ -63,17 +66,18 @@ impl LiveRequest {
     ) -> Result<Self, String> {
         let (mut tables, mut rooms) = (Vec::new(), Vec::new());
         let mut after = None;
-        let mut last = false;
+        let (mut last, mut early) = (false, false);
         for (name, value) in parameters {
             match name {
                 "table" => add(&mut tables, name, value, MAX_TABLES)?,
                 "room" => add(&mut rooms, name, value, MAX_ROOMS)?,
                 "after" => after = Some(value.to_owned()),
-                "last" => last = flag(value)?,
+                "last" => last = flag(name, value)?,
+                "early" => early = flag(name, value)?,
                 "cluster" => {} // where to connect; here the client is connected already
                 _ => {
                     return Err(format!(
-                        "there is no parameter '{name}'; there are table, room, after, last, cluster"
+                        "there is no parameter '{name}'; there are table, room, after, last, early, cluster"
                     ));
                 }
             }
@@ -82,7 +86,7 @@ impl LiveRequest {
             rooms.push(DEFAULT_ROOM.into());
         }
         let after = last_event_id.map(str::to_owned).or(after).filter(|cursor| !cursor.is_empty());
-        Ok(Self { filter: Filter { tables, rooms }, after, last })
+        Ok(Self { filter: Filter { tables, rooms, early }, after, last })
     }
 
     /// The cursor: `Err` when it is no live id.
@@ -104,11 +108,11 @@ fn add(names: &mut Vec<Arc<str>>, parameter: &str, value: &str, limit: usize) ->
     Ok(())
 }
 
-fn flag(value: &str) -> Result<bool, String> {
+fn flag(parameter: &str, value: &str) -> Result<bool, String> {
     match value {
         "1" | "true" => Ok(true),
         "0" | "false" => Ok(false),
-        _ => Err(format!("last= takes 1 or 0, not '{value}'")),
+        _ => Err(format!("{parameter}= takes 1 or 0, not '{value}'")),
     }
 }
 
@@ -138,7 +142,7 @@ pub fn answer(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::publish::message::message;
+    use crate::publish::message::{early, message};
 
     fn parse(parameters: &[(&str, &str)]) -> Result<LiveRequest, String> {
         LiveRequest::parse(parameters.iter().copied(), None)
@@ -159,6 +163,14 @@ mod tests {
     }
 
     #[test]
+    fn only_who_asks_for_them_gets_early_results() {
+        let early = early(1, "t", "main", 0);
+        let wants = |parameters: &[(&str, &str)]| parse(parameters).unwrap().filter.wants(&early);
+        assert!(wants(&[("early", "1")]) && !wants(&[]) && !wants(&[("early", "0")]));
+        assert!(!wants(&[("early", "1"), ("table", "u")]));
+    }
+
+    #[test]
     fn the_header_goes_before_the_parameter() {
         let both = LiveRequest::parse([("after", "e1-1")], Some("e1-2")).unwrap();
         assert_eq!(both.cursor(), Some(Ok(LiveId { epoch: 1, sequence: 2 })));
@@ -170,6 +182,7 @@ mod tests {
     fn what_is_wrong_is_named() {
         assert!(parse(&[("rooms", "a")]).unwrap_err().contains("room, after"));
         assert!(parse(&[("last", "yes")]).unwrap_err().contains("last="));
+        assert!(parse(&[("early", "often")]).unwrap_err().contains("early="));
         assert!(parse(&[("room", "")]).is_err());
         let rooms: Vec<String> = (0..17).map(|n| n.to_string()).collect();
         let asked: Vec<(&str, &str)> = rooms.iter().map(|room| ("room", room.as_str())).collect();

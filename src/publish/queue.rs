@@ -1,5 +1,5 @@
 //! What waits for one client: bounded, and conflated to the newest window per table and room when the client falls
-//! behind.
+//! behind. An early result waits only until a newer one of its window comes.
 //!
 //! Pure: no async, no clock, no I/O.
 
@@ -20,7 +20,7 @@ pub enum Delivery {
     Window {
         /// The message.
         message: Arc<Message>,
-        /// How many older ones of its table and room were left out just before it.
+        /// How many older closed windows of its table and room were left out just before it.
         skipped: u64,
     },
     /// Messages before this point are missing.
@@ -29,17 +29,22 @@ pub enum Delivery {
 
 /// The client's queue. Ids rise from its head to its tail.
 ///
-/// When more than [`MAX_WAITING`] messages or [`MAX_WAITING_BYTES`] wait, only the newest of each table and room
-/// stays, and says how many it stands for. So never more wait than that, or than the tables and rooms asked for.
+/// When more than [`MAX_WAITING`] messages or [`MAX_WAITING_BYTES`] wait, only the newest closed window of each table and
+/// room stays, and says how many it stands for, and what was told early after it. So never more wait than that, or than
+/// two of each of the tables and rooms asked for.
 #[derive(Debug, Default)]
 pub struct Queue {
     waiting: VecDeque<Delivery>,
     bytes: usize,
+    /// How many of them are early results.
+    early: usize,
 }
 
 impl Queue {
-    /// Adds a message, newer than all before it. Returns how many were left out for it.
+    /// Adds a message, newer than all before it. Returns how many closed windows were left out for it.
     pub fn push(&mut self, message: Arc<Message>) -> u64 {
+        self.leave_out_replaced(&message);
+        self.early += usize::from(!message.is_final);
         self.bytes += message.json.len();
         self.waiting.push_back(Delivery::Window { message, skipped: 0 });
         if self.waiting.len() > MAX_WAITING || self.bytes > MAX_WAITING_BYTES { self.conflate() } else { 0 }
@@ -54,7 +59,7 @@ impl Queue {
 
     /// Takes everything that waits, in order.
     pub fn take(&mut self) -> VecDeque<Delivery> {
-        self.bytes = 0;
+        (self.bytes, self.early) = (0, 0);
         std::mem::take(&mut self.waiting)
     }
 
@@ -63,7 +68,23 @@ impl Queue {
         self.waiting.is_empty()
     }
 
-    /// Keeps the newest message of each table and room in the place of that newest one, and one gap, at the head.
+    fn leave_out_replaced(&mut self, by: &Message) {
+        if self.early == 0 {
+            return;
+        }
+        let replaced = |delivery: &Delivery| match delivery {
+            Delivery::Window { message, .. } => by.replaces(message),
+            Delivery::Gap => false,
+        };
+        let place = self.waiting.iter().position(replaced);
+        if let Some(Delivery::Window { message, .. }) = place.and_then(|place| self.waiting.remove(place)) {
+            self.bytes -= message.json.len();
+            self.early -= 1;
+        }
+    }
+
+    /// Keeps the newest closed window of each table and room in its place, of those after it the newest that was told
+    /// early, and one gap, at the head.
     fn conflate(&mut self) -> u64 {
         let before = std::mem::take(&mut self.waiting);
         let mut kept: VecDeque<(Arc<Message>, u64)> = VecDeque::new();
@@ -74,7 +95,14 @@ impl Queue {
                 has_gap = true;
                 continue;
             };
-            match kept.iter_mut().find(|(newer, _)| newer.is_same_stream(&message)) {
+            let mut newer = kept.iter_mut().filter(|(newer, _)| newer.is_same_stream(&message));
+            if !message.is_final {
+                if newer.next().is_none() {
+                    kept.push_front((message, 0));
+                }
+                continue;
+            }
+            match newer.find(|(newer, _)| newer.is_final) {
                 Some((_, count)) => {
                     *count += skipped + 1;
                     left_out += 1;
@@ -83,6 +111,7 @@ impl Queue {
             }
         }
         self.bytes = kept.iter().map(|(message, _)| message.json.len()).sum();
+        self.early = kept.iter().filter(|(message, _)| !message.is_final).count();
         self.waiting.extend(has_gap.then_some(Delivery::Gap));
         self.waiting.extend(kept.into_iter().map(|(message, skipped)| Delivery::Window { message, skipped }));
         left_out
@@ -92,7 +121,7 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::publish::message::message;
+    use crate::publish::message::{early, message};
 
     fn text(taken: VecDeque<Delivery>) -> Vec<String> {
         let line = |delivery| match delivery {
@@ -150,6 +179,36 @@ mod tests {
             queue.push(message(sequence, "t", &format!("room{sequence}")));
         }
         assert_eq!(queue.take().len(), 200);
+    }
+
+    #[test]
+    fn an_early_result_waits_until_a_newer_one_of_its_window_comes() {
+        let mut queue = Queue::default();
+        queue.push(early(1, "t", "main", 2));
+        queue.push(early(2, "t", "other", 2));
+        queue.push(early(3, "t", "main", 4));
+        for sequence in 4..1000 {
+            assert_eq!(queue.push(early(sequence, "t", "main", 2)), 0);
+        }
+        assert_eq!(text(queue.take()), ["2 t other +0", "3 t main +0", "999 t main +0"]);
+        // The helper's closed windows start at 0.
+        queue.push(early(1000, "t", "main", 0));
+        queue.push(message(1001, "t", "main"));
+        assert_eq!(text(queue.take()), ["1001 t main +0"]);
+        assert!((queue.bytes, queue.early) == (0, 0));
+    }
+
+    #[test]
+    fn early_results_are_neither_skipped_nor_in_place_of_a_closed_window() {
+        let mut queue = Queue::default();
+        for sequence in 0..=MAX_WAITING as u64 {
+            let next = match sequence % 4 {
+                0 => early(sequence, "t", "main", 1 + sequence as i64),
+                _ => message(sequence, "t", "main"),
+            };
+            queue.push(next);
+        }
+        assert_eq!(text(queue.take()), ["63 t main +47", "64 t main +0"]);
     }
 
     #[test]

@@ -213,8 +213,10 @@ impl Seat {
         for delivery in deliveries {
             let Delivery::Window { message, .. } = delivery else { continue };
             count += 1;
-            #[allow(clippy::cast_precision_loss)] // nanoseconds of a lag
-            meters.lag_seconds.record((now_ns - message.window_end) as f64 / 1e9);
+            if message.is_final {
+                #[allow(clippy::cast_precision_loss)] // nanoseconds of a lag
+                meters.lag_seconds.record((now_ns - message.window.end) as f64 / 1e9);
+            }
         }
         meters.deliveries.increment(count);
         self.subscriber.deliveries.fetch_add(count, Ordering::Relaxed);

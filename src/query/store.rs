@@ -114,9 +114,10 @@ impl ResultStore {
                 continue;
             }
             match ResultRow::parse(&sink.table, record, &WINDOW_COLUMNS) {
+                // Only closed windows are answered.
+                Ok(row) if !row.is_final => {}
                 Ok(row) => {
-                    let whole = sink.gatherer.add(partition, record.offset, row);
-                    if let Some(whole) = whole.filter(|whole| whole.is_final) {
+                    if let Some(whole) = sink.gatherer.add(partition, record.offset, row) {
                         sink.insert(whole);
                     }
                 }

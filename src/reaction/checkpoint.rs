@@ -28,6 +28,9 @@ pub struct Checkpoint {
     /// How many records beside this one hold state that is not read again from the log, by windowed aggregate.
     #[serde(default)]
     pub saved: Vec<u64>,
+    /// The highest revision of results written; 0 as long as there were no early ones.
+    #[serde(default)]
+    pub revision: u64,
 }
 
 /// Where one partition stands.

@@ -58,10 +58,7 @@ const KNOWN: [Known; 23] = [
     known("event_time_field", &[], SOURCE),
     known("watermark_field", &[], SOURCE),
     Known { values: &["count", "table"], ..known("late_rows", &[], SOURCE) },
-    Known {
-        later: &[("*", "leave it out; results come when their window closes")],
-        ..known("emit_every", &[], SINK)
-    },
+    known("emit_every", KAFKA, SINK),
     Known { values: &["earliest", "latest", "group"], ..known("source.offset", KAFKA, SOURCE) },
     Known {
         values: &["read_committed", "read_uncommitted"],

@@ -375,6 +375,14 @@ impl Build {
                 self.report(file, order::cuts_between_equals(&part.above, cuts, select));
             }
         }
+        if sink.with.emit_every_ns.is_some() && parts.iter().any(|part| reads_sessions(part, cuts)) {
+            let message = format!(
+                "sink '{}' wants early results (emit_every), and a session's window is known when it is over",
+                sink.name
+            );
+            let finding = Finding::error(errors::first_word(select), message);
+            return Err(vec![finding.help("write sessions into a sink without emit_every")]);
+        }
         Ok(Output { sink, parts })
     }
 
@@ -459,6 +467,11 @@ impl Build {
             warnings: diagnostics,
         })
     }
+}
+
+fn reads_sessions(part: &cut::Part, cuts: &[cut::Cut]) -> bool {
+    let cut::Part::Windowed(part) = part else { return false };
+    part.cuts.iter().any(|cut| matches!(cuts[*cut].windowing, cut::Windowing::Session { .. }))
 }
 
 /// Two tables on one topic would mix their rows.

@@ -117,7 +117,7 @@ impl Golden {
         stage.append(partition, &rows::batch(self.query.source(), rows), arrival_ms);
     }
 
-    /// As written; with `kills`, killed and restarted at random places. What was read before a kill is read again
+    /// As written; with `kills`, looked at, killed and restarted at random places. What was read before a kill is read again
     /// before the next event comes, as it does where a recovery takes less time than an event.
     fn as_written(&self, kills: Option<&mut StdRng>) -> String {
         let mut stage = Stage::new(&self.query, self.partitions);
@@ -131,9 +131,11 @@ impl Golden {
                 Line::Prove(partition, ms) => stage.prove_end(*partition, *ms),
             }
             stage.close();
-            if let Some(random) = kills.as_deref_mut()
-                && random.random_ratio(1, 3)
-            {
+            let Some(random) = kills.as_deref_mut() else { continue };
+            if random.random_ratio(1, 3) {
+                stage.glance();
+            }
+            if random.random_ratio(1, 3) {
                 stage.restart();
                 stage.interleaved();
             }
@@ -141,7 +143,8 @@ impl Golden {
         self.answer(stage)
     }
 
-    /// Other records over other partitions, in another order within the delay, read in any order, killed anywhere.
+    /// Other records over other partitions, in another order within the delay, read in any order, looked at and killed
+    /// anywhere.
     fn shuffled(&self, partitions: usize, random: &mut StdRng) -> String {
         let delay_ms = self.query.source().watermark.as_ref().unwrap().delay_ns / MS;
         let records = self.lines.iter().filter_map(|line| match line {
@@ -165,6 +168,9 @@ impl Golden {
             stage.read(random.random_range(0..partitions));
             if random.random_bool(0.7) {
                 stage.close();
+            }
+            if random.random_ratio(1, 3) {
+                stage.glance();
             }
             if kills > 0 && random.random_ratio(1, 5) {
                 kills -= 1;

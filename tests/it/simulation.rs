@@ -1,7 +1,7 @@
 //! The pure pipeline under faults, step by step by a seed, against a model that judges row by row.
 //!
 //! A kill at any step, a partition that is read slowly, records that are read again after a recovery, commits that are
-//! refused or end in doubt, clocks that jump, partitions that are added. [`Stage`] checks after every step that rows
+//! refused or end in doubt, clocks that jump, partitions that are added, open windows that are told early. [`Stage`] checks after every step that rows
 //! are conserved, that no window is emitted twice and that no watermark steps back. The model decides by itself how far
 //! windows are closed and what becomes of every row; in the end the windows must hold exactly the rows that it counts.
 
@@ -78,7 +78,15 @@ impl Case {
         let shipped = include_str!("../../sql/emoji_counts.sql");
         assert!(shipped.contains("tumble(INTERVAL '2 seconds')"));
         let windowed = shipped.replace("tumble(INTERVAL '2 seconds')", self.call);
-        compile(TABLES, &windowed.replace("FROM reactions", "FROM reactions WHERE emoji_type <> 'filtered'"))
+        let tables = match self.tells_early() {
+            true => TABLES.replace("type = 'sink'", "type = 'sink', emit_every = '50 milliseconds'"),
+            false => TABLES.to_owned(),
+        };
+        compile(&tables, &windowed.replace("FROM reactions", "FROM reactions WHERE emoji_type <> 'filtered'"))
+    }
+
+    fn tells_early(&self) -> bool {
+        matches!(self.windows, Windows::Hop { .. })
     }
 
     fn is_late(&self, ms: i64, closed_to: i64) -> bool {
@@ -149,6 +157,9 @@ struct Durable {
     /// By partition: records accounted, and the watermark.
     partitions: Vec<(usize, Option<i64>)>,
 }
+
+/// Rows by room and emoji.
+type Counts<'m> = BTreeMap<(&'m str, &'m str), i64>;
 
 struct Model {
     case: Case,
@@ -228,6 +239,21 @@ impl Model {
         })
     }
 
+    /// The windows that hold a row that counts, with the rows of each group.
+    fn windows(&self) -> BTreeMap<(i64, i64), Counts<'_>> {
+        let mut groups: BTreeMap<(&str, &str), Vec<(i64, i64)>> = BTreeMap::new();
+        for (row, _, closed_to) in self.judged().filter(|(_, fate, _)| *fate == Fate::Counted) {
+            groups.entry((row.room, row.emoji)).or_default().push((row.ms, closed_to));
+        }
+        let mut windows: BTreeMap<_, Counts<'_>> = BTreeMap::new();
+        for (group, rows) in groups {
+            for (window, count) in self.case.counts(rows) {
+                windows.entry(window).or_default().insert(group, count);
+            }
+        }
+        windows
+    }
+
     fn count(&self, fate: Fate) -> u64 {
         self.judged().filter(|(_, found, _)| *found == fate).count() as u64
     }
@@ -244,6 +270,9 @@ struct World {
     /// Refused cleanly, to be repeated as it is.
     refused: Option<(Closed, Durable)>,
     faults: usize,
+    /// What was told of open windows at the last look: how many rows each had.
+    told: BTreeMap<(i64, i64), i64>,
+    looks: usize,
     /// No row is late or future, and no clock jumps.
     calm: bool,
 }
@@ -265,6 +294,8 @@ impl World {
             slow: random.random_range(0..partitions),
             refused: None,
             faults: 0,
+            told: BTreeMap::new(),
+            looks: 0,
             calm,
         }
     }
@@ -343,12 +374,16 @@ impl World {
             None => {
                 let is_over = self.stage.is_rebuilt() && self.model.over().is_some();
                 let due = random.random_ratio(1, 5);
-                let Some(closed) = self.stage.hand_over(due) else {
+                let Some(mut closed) = self.stage.hand_over(due) else {
                     assert!(!is_over, "a window is over and not closed");
                     return;
                 };
                 assert!(is_over || due, "nothing is over and something was closed");
-                (closed, self.model.hand_over())
+                let durable = self.model.hand_over();
+                if self.model.case.tells_early() && random.random_ratio(1, 2) {
+                    self.look(&mut closed);
+                }
+                (closed, durable)
             }
         };
         match random.random_range(0..10) {
@@ -365,6 +400,36 @@ impl World {
         }
     }
 
+    /// Open windows are told as they stand: those that end first, and of these the ones with rows that were not told.
+    fn look(&mut self, closed: &mut Closed) {
+        let closed_to = self.model.closed_to_ms.unwrap_or(i64::MIN);
+        let open = self.model.windows().into_iter().filter(|((_, end), _)| *end > closed_to);
+        let open: Vec<_> = open.take(16).collect();
+        let mut expected = BTreeMap::new();
+        let mut told = BTreeMap::new();
+        for (window, groups) in open {
+            let rows = groups.values().sum::<i64>();
+            if self.told.get(&window) != Some(&rows) {
+                for ((room, emoji), count) in groups {
+                    expected.insert((window, room.to_owned(), emoji.to_owned()), count);
+                }
+            }
+            told.insert(window, rows);
+        }
+        self.told = told;
+        self.looks += usize::from(!expected.is_empty());
+        let mut found = BTreeMap::new();
+        for early in self.stage.look(closed) {
+            for row in &early.rows {
+                let text = |name: &str| row[name].as_str().unwrap().to_owned();
+                let window = (early.window.start / MS, early.window.end / MS);
+                let group = (window, text("room"), text("emoji_type"));
+                assert_eq!(found.insert(group, row["count"].as_i64().unwrap()), None, "{row:?} came twice");
+            }
+        }
+        assert_eq!(found, expected, "told early");
+    }
+
     fn commit(&mut self, closed: &Closed, durable: Durable) {
         self.stage.commit(closed);
         self.model.durable = durable;
@@ -373,6 +438,7 @@ impl World {
     fn restart(&mut self) {
         self.faults += 1;
         self.refused = None;
+        self.told.clear();
         self.stage.restart();
         self.model.restart();
     }
@@ -405,13 +471,9 @@ impl World {
         let expected =
             (count(Fate::Filtered), count(Fate::Future), count(Fate::Late), count(Fate::Counted), 0, 0);
         assert_eq!(found, expected, "filtered, future, late, counted, bad, open");
-        let mut groups: BTreeMap<(&str, &str), Vec<(i64, i64)>> = BTreeMap::new();
-        for (row, _, closed_to) in self.model.judged().filter(|(_, fate, _)| *fate == Fate::Counted) {
-            groups.entry((row.room, row.emoji)).or_default().push((row.ms, closed_to));
-        }
         let mut expected = BTreeMap::new();
-        for ((room, emoji), rows) in groups {
-            for ((start, end), count) in self.model.case.counts(rows) {
+        for ((start, end), groups) in self.model.windows() {
+            for ((room, emoji), count) in groups {
                 expected.insert((start * MS, end * MS, room.to_owned(), emoji.to_owned()), count);
             }
         }
@@ -429,7 +491,7 @@ impl World {
 
 fn faults_over(case: Case) {
     let query = case.query();
-    let (mut late, mut future, mut counted, mut faults, mut windows) = (0, 0, 0, 0, 0);
+    let (mut late, mut future, mut counted, mut faults, mut windows, mut looks) = (0, 0, 0, 0, 0, 0);
     seeds::each("EMOSTREAM_SIMULATION_CASES", 150, |_, mut random| {
         let mut world = World::new(case, &query, false, &mut random);
         for _ in 0..random.random_range(50..600) {
@@ -442,11 +504,13 @@ fn faults_over(case: Case) {
         counted += world.model.count(Fate::Counted);
         windows += world.stage.emitted().len();
         faults += world.faults;
+        looks += world.looks;
     });
     assert!(
         counted > late && late > 0 && future > 0 && faults > 0 && windows > 0,
         "{counted} counted, {late} late, {future} future, {faults} faults, {windows} windows"
     );
+    assert!(looks > 0 || !case.tells_early(), "nothing was told early");
 }
 
 fn replay_over(case: Case) {

@@ -6,7 +6,7 @@ CREATE TABLE b (value TEXT) WITH (
   connector = 'kafka', type = 'source', format = 'raw_string', bad_data = 'drop', late_rows = 'count', 'source.offset' = 'group'
 );
 CREATE TABLE c (room TEXT, n BIGINT) WITH (
-  connector = 'kafka', type = 'sink', 'sink.key_field' = 'room', 'sink.commit_mode' = 'at_least_once'
+  connector = 'kafka', type = 'sink', 'sink.key_field' = 'room', 'sink.commit_mode' = 'at_least_once', emit_every = '200 milliseconds'
 );
 CREATE TABLE d (at TIMESTAMP NOT NULL, WATERMARK FOR at) WITH (connector = 'single_file', type = 'source', path = 'data/a.jsonl');
 CREATE TABLE e (n BIGINT) WITH (connector = 'single_file', type = 'sink', path = '/tmp/a.arrow', format = 'arrow');

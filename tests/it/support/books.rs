@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use emostream::log::{
-    HEADER_ROWS, HEADER_WINDOW_ROWS, HEADER_WINDOW_START, Log, Record, TOPIC_LIVE, cluster_topic,
+    HEADER_FINAL, HEADER_REVISION, HEADER_ROWS, HEADER_WINDOW_ROWS, HEADER_WINDOW_START, Log, Record,
+    TOPIC_LIVE, cluster_topic,
 };
 use emostream::reaction::figures::Figures;
 use emostream::reaction::live::LiveMessage;
@@ -182,23 +183,37 @@ pub(crate) async fn rows_in_log(log: &dyn Log, topic: &str) -> u64 {
     records.map(|record| record.header(HEADER_ROWS).and_then(|rows| rows.parse::<u64>().ok()).unwrap()).sum()
 }
 
-/// A committed reader of a sink's topic, ours or another, finds every row of every window once and each window whole.
-/// Returns how many rows there are.
+/// A committed reader of a sink's topic, ours or another, finds every row of every window once and each window whole; and
+/// every early result whole, with a lower revision than the window. Returns how many rows there are, without those.
 pub(crate) async fn check_sink_topic(log: &dyn Log, topic: &str) -> usize {
     let mut rows = BTreeSet::new();
-    let mut windows: BTreeMap<(i64, String), Vec<u64>> = BTreeMap::new();
+    let mut windows: BTreeMap<(i64, String, u64), Vec<u64>> = BTreeMap::new();
+    let (mut early, mut last) = (BTreeSet::new(), BTreeMap::new());
     for record in committed(log, topic).await.into_iter().flatten() {
         let row: Map<String, Value> = serde_json::from_slice(&record.value.clone().unwrap()).unwrap();
         let start = parse_rfc3339(record.header(HEADER_WINDOW_START).unwrap()).unwrap();
         let text = |column| row.get(column).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let key = (start, text("room"), text("emoji_type"));
-        assert!(rows.insert(key.clone()), "{topic}: a row comes twice: {key:?}");
+        let revision: u64 = record.header(HEADER_REVISION).unwrap().parse().unwrap();
+        if record.header(HEADER_FINAL) == Some("false") {
+            early.insert((start, text("room"), revision));
+        } else {
+            let key = (start, text("room"), text("emoji_type"));
+            assert!(rows.insert(key.clone()), "{topic}: a row comes twice: {key:?}");
+            last.insert((start, text("room")), revision);
+        }
         let announced = record.header(HEADER_WINDOW_ROWS).unwrap().parse().unwrap();
-        windows.entry((start, text("room"))).or_default().push(announced);
+        windows.entry((start, text("room"), revision)).or_default().push(announced);
     }
     for (window, announced) in windows {
         let whole = announced.iter().all(|rows| *rows == announced.len() as u64);
         assert!(whole, "{topic}: {window:?} announces {announced:?}");
+    }
+    for (start, room, revision) in early {
+        let last = last.get(&(start, room.clone()));
+        assert!(
+            last.is_some_and(|last| *last > revision),
+            "{topic}: {start} {room}: {revision} before {last:?}"
+        );
     }
     rows.len()
 }

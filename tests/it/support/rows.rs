@@ -8,7 +8,7 @@ use arrow::array::{
 };
 use arrow::compute::cast;
 use emostream::engine::closing::{ClosedOutput, ClosedWindow};
-use emostream::engine::sink;
+use emostream::engine::sink::{self, Word};
 use emostream::reaction::schema::{arrow_schema, record_schema};
 use emostream::reaction::table::{ColumnType, Table};
 use emostream::reaction::time::Window;
@@ -48,14 +48,14 @@ pub(crate) fn batch(table: &Table, rows: &[Row]) -> RecordBatch {
 
 /// The rows of a closed window as the sink writes them.
 pub(crate) fn written(sink: &Table, closed: &ClosedWindow) -> Vec<Map<String, Value>> {
-    let records = sink::records(sink, 3, closed).unwrap();
+    let records = sink::records(sink, 3, closed, Word { is_final: true, revision: 0 }).unwrap();
     records.into_iter().map(|(_, record)| serde_json::from_slice(&record.value.unwrap()).unwrap()).collect()
 }
 
 /// Rows without a window as the sink writes them.
 pub(crate) fn written_rows(sink: &Table, batch: &RecordBatch) -> Vec<Map<String, Value>> {
-    let output = ClosedOutput { windows: Vec::new(), rows: vec![batch.clone()] };
-    let records = sink::output_records(sink, 3, &output).unwrap();
+    let output = ClosedOutput { rows: vec![batch.clone()], ..ClosedOutput::default() };
+    let records = sink::output_records(sink, 3, &output, 0).unwrap();
     records.into_iter().map(|(_, record)| serde_json::from_slice(&record.value.unwrap()).unwrap()).collect()
 }
 

@@ -13,6 +13,7 @@ use arrow::array::RecordBatch;
 use bytes::Bytes;
 use emostream::engine::closing::{Closed, Closer, Lane, Start, total};
 use emostream::engine::compile::CompiledQuery;
+use emostream::engine::early::{Look, cuts_of};
 use emostream::engine::partition::{Partition, TimeRules};
 use emostream::engine::watermark;
 use emostream::log::codec::RecordCodec;
@@ -102,6 +103,8 @@ pub(crate) struct Stage {
     checkpoint: Option<Checkpoint>,
     saved: BTreeMap<String, Vec<u8>>,
     emitted: Vec<Emitted>,
+    /// By sink and window: the revision told last.
+    early: BTreeMap<(String, Window), u64>,
     // What it takes.
     partitions: Vec<Partition>,
     closer: Closer,
@@ -120,6 +123,7 @@ impl Stage {
             checkpoint: None,
             saved: BTreeMap::new(),
             emitted: Vec::new(),
+            early: BTreeMap::new(),
             row_wise: Vec::new(),
             reached: None,
         };
@@ -264,6 +268,35 @@ impl Stage {
         Some(closed)
     }
 
+    /// What the windows hold that are open and were told otherwise or never; to be committed with `closed`, which was handed
+    /// over just now.
+    pub(crate) fn look(&mut self, closed: &mut Closed) -> Vec<Emitted> {
+        let outputs: Vec<usize> = (0..self.query.outputs.len()).collect();
+        let cuts = cuts_of(&self.query, &outputs);
+        let open = self.partitions.iter_mut().flat_map(|partition| partition.look(&cuts).unwrap());
+        let open = open.collect();
+        self.closer.look(open, Look { outputs: &outputs, until: None }, closed).unwrap();
+        let mut told = Vec::new();
+        for (output, closed) in self.query.outputs.iter().zip(&closed.outputs) {
+            let (name, sink) = (&output.sink.name, &output.sink);
+            told.extend(closed.early.iter().map(|open| Emitted {
+                sink: name.clone(),
+                window: open.window,
+                rows: rows::written(sink, open),
+            }));
+        }
+        told
+    }
+
+    /// Looks at the open windows and tells nobody.
+    pub(crate) fn glance(&mut self) {
+        if let Some(mut closed) = self.hand_over(true) {
+            self.look(&mut closed);
+            closed.outputs.iter_mut().for_each(|output| output.early.clear());
+            self.commit(&closed);
+        }
+    }
+
     /// The transaction: results and checkpoint, both or none.
     pub(crate) fn commit(&mut self, closed: &Closed) {
         for saved in &closed.saved {
@@ -272,8 +305,22 @@ impl Stage {
                 None => drop(self.saved.remove(&saved.key)),
             }
         }
+        let revision = closed.checkpoint.revision;
         for (output, closed) in self.query.query.outputs.iter().zip(&closed.outputs) {
             let sink = &output.sink;
+            for told in closed.windows.iter().chain(&closed.early) {
+                let before = self.early.insert((sink.name.clone(), told.window), revision);
+                assert!(
+                    before.is_none_or(|before| before < revision),
+                    "{:?}: {before:?}, {revision}",
+                    told.window
+                );
+            }
+            for open in &closed.early {
+                let is_over =
+                    self.emitted.iter().any(|done| done.sink == sink.name && done.window == open.window);
+                assert!(!is_over, "{:?} is told early after its end", open.window);
+            }
             for window in &closed.windows {
                 let twice =
                     self.emitted.iter().any(|done| done.sink == sink.name && done.window == window.window);

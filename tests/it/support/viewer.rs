@@ -17,11 +17,14 @@ const AGAIN: Duration = Duration::from_millis(20);
 pub(crate) struct Shown {
     /// In the order of arrival, each with how many older ones of its table and room were left out before it.
     pub(crate) messages: Vec<(LiveMessage, u64)>,
+    /// Windows told before their end.
+    pub(crate) early: Vec<LiveMessage>,
     /// How often it was told that messages may be missing.
     pub(crate) gaps: usize,
     /// What should not have come.
     pub(crate) wrong: Vec<String>,
     windows: BTreeSet<(String, String, i64, i64)>,
+    last: Option<LiveId>,
 }
 
 impl Shown {
@@ -47,18 +50,19 @@ impl Shown {
         if id != Some(&message.id.to_string()) {
             self.wrong.push(format!("{} came as id {id:?}", message.id));
         }
-        if self.last_id().is_some_and(|last| message.id <= last) {
-            self.wrong.push(format!("{} after {:?}", message.id, self.last_id()));
+        if self.last.is_some_and(|last| message.id <= last) {
+            self.wrong.push(format!("{} after {:?}", message.id, self.last));
         }
+        self.last = Some(message.id);
         let LiveMessage { table, room, window, .. } = &message;
-        if !self.windows.insert((table.clone(), room.clone(), window.start, window.end)) {
-            self.wrong.push(format!("twice: {table} {room} {window:?}"));
+        let key = (table.clone(), room.clone(), window.start, window.end);
+        if !message.is_final && !self.windows.contains(&key) {
+            return self.early.push(message);
+        }
+        if !self.windows.insert(key) {
+            self.wrong.push(format!("again after its end: {table} {room} {window:?}"));
         }
         self.messages.push((message, skipped.unwrap_or_default()));
-    }
-
-    fn last_id(&self) -> Option<LiveId> {
-        self.messages.last().map(|(message, _)| message.id)
     }
 }
 
@@ -70,10 +74,19 @@ pub(crate) struct Viewer {
 
 impl Viewer {
     /// Watches these rooms at whatever address is told.
-    pub(crate) fn start(mut address: watch::Receiver<Option<String>>, rooms: &[&str]) -> Self {
+    pub(crate) fn start(address: watch::Receiver<Option<String>>, rooms: &[&str]) -> Self {
+        Self::start_asking(address, rooms, "")
+    }
+
+    /// The same with more parameters.
+    pub(crate) fn start_asking(
+        mut address: watch::Receiver<Option<String>>,
+        rooms: &[&str],
+        more: &str,
+    ) -> Self {
         let shown = Arc::<Mutex<Shown>>::default();
         let rooms: Vec<String> = rooms.iter().map(|room| format!("room={room}")).collect();
-        let path = format!("/v1/live?{}", rooms.join("&"));
+        let path = format!("/v1/live?{}{more}", rooms.join("&"));
         let mut watching = JoinSet::new();
         let seen = Arc::clone(&shown);
         watching.spawn(async move {
@@ -98,7 +111,7 @@ impl Viewer {
 
 async fn watch_once(client: &reqwest::Client, url: &str, shown: &Mutex<Shown>) {
     let mut request = client.get(url);
-    let last = shown.lock().unwrap().last_id();
+    let last = shown.lock().unwrap().last;
     if let Some(last) = last {
         request = request.header("last-event-id", last.to_string());
     }
