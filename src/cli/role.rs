@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use super::Failure;
-use super::serve::{self, LogPlace, ServeArgs, Serving, Start, log_failure, never, when_fenced};
-use crate::http::{MethodFilter, not_built_router};
+use super::serve::{self, LogPlace, ServeArgs, Serving, Start, log_failure, never};
+use crate::http::{MethodFilter, Origins, not_built_router};
 use crate::ingest::{self, Ingest};
 use crate::log::program::{self, ProgramView};
-use crate::publish::{self, Cluster, Heart, Members, Publisher, Subscriber, tier};
+use crate::publish::{self, Cluster, Front, Heart, Members, Publisher, Subscriber, standby, tier};
 use crate::query::{self, Query};
 use tokio::sync::watch;
 
@@ -20,7 +20,10 @@ pub struct IngestArgs {
     serve: ServeArgs,
 }
 
-/// Put closed windows into one order, and show who watches (one role of `up`, on Kafka)
+/// Put closed windows into one order, and send viewers to subscribers (one role of `up`, on Kafka)
+///
+/// Any number of them may run: all send viewers to subscribers, and one of them puts windows into order; when it dies,
+/// another one goes on within seconds.
 #[derive(Debug, clap::Args)]
 pub struct PublishArgs {
     #[command(flatten)]
@@ -86,15 +89,23 @@ pub fn ingest(args: IngestArgs) -> Result<(), Failure> {
 /// Runs the publisher.
 ///
 /// # Errors
-/// As [`serve::run`]; 3 when another publisher took over.
+/// As [`serve::run`].
 pub fn publish(args: PublishArgs) -> Result<(), Failure> {
     let settings = args.serve.settings.load()?.settings;
-    run(args.serve, settings, "127.0.0.1:8083", "publish", |start| async move {
+    run(args.serve, settings.clone(), "127.0.0.1:8083", "publish", |start| async move {
         let publisher = Publisher::new(Arc::clone(&start.log), follow(&start).await?);
-        let failure = tier::run_publisher(Arc::clone(&publisher), &start.process.stages);
+        standby::stand(Arc::clone(&publisher), Arc::clone(&start.log), &start.process.stages);
+        let note = Arc::clone(&publisher);
+        start.readiness.say(move || {
+            note.stands_by().then(|| {
+                "publish: another process puts windows into order; this one places clients and stands by"
+                    .to_owned()
+            })
+        });
         start.readiness.add("publish", move || publisher.ready());
         let members = Members::follow(Arc::clone(&start.log), &start.process.stages);
-        Ok((publish::publish_router(members), when_fenced(failure)))
+        let front = Front::new(members, &settings.publish, Origins::new(&settings.http.origins));
+        Ok((publish::publish_router(front), never()))
     })
 }
 
@@ -105,14 +116,15 @@ pub fn publish(args: PublishArgs) -> Result<(), Failure> {
 pub fn cluster(args: ClusterArgs) -> Result<(), Failure> {
     let settings = args.serve.settings.load()?.settings;
     let name = args.name;
-    run(args.serve, settings, "127.0.0.1:8084", "cluster", |start| async move {
+    run(args.serve, settings.clone(), "127.0.0.1:8084", "cluster", |start| async move {
         let heart = Heart::start(Arc::clone(&start.log), &start.process.stages);
         let cluster = Cluster::new(Arc::clone(&start.log), &name);
         let cluster = tier::run_cluster(cluster, &heart, &start.process.stages);
         start.readiness.add("cluster", move || cluster.ready());
         start.readiness.add("members", move || heart.ready());
         let members = Members::follow(Arc::clone(&start.log), &start.process.stages);
-        Ok((publish::front_router(members), never()))
+        let front = Front::new(members, &settings.publish, Origins::new(&settings.http.origins));
+        Ok((publish::front_router(front), never()))
     })
 }
 
@@ -129,11 +141,13 @@ pub fn subscribe(args: SubscribeArgs) -> Result<(), Failure> {
         let name =
             name.unwrap_or_else(|| url.split_once("://").map_or(url.as_str(), |(_, host)| host).to_owned());
         let heart = Heart::start(Arc::clone(&start.log), &start.process.stages);
+        let members = Members::follow(Arc::clone(&start.log), &start.process.stages);
         let mut subscribers = Vec::with_capacity(clusters.len());
         for cluster in &clusters {
             let log = Arc::clone(&start.log);
             let subscriber =
                 Subscriber::start(log, cluster, &name, &url, &publish, &heart, &start.process.connections);
+            subscriber.drain_when_asked(members.clone());
             let ready = Arc::clone(&subscriber);
             start.readiness.add("subscribe", move || ready.ready());
             subscribers.push(subscriber);

@@ -11,7 +11,7 @@ use crate::engine::{self, Place, Seat};
 use crate::http::{Origins, not_built_router};
 use crate::ingest::{self, Ingest};
 use crate::log::program as running_program;
-use crate::publish::{self, Members, Tier};
+use crate::publish::{self, Front, Tier};
 use crate::query::{self, Query};
 use crate::reaction::table::{Table, TableKind};
 use crate::sql::Program;
@@ -73,7 +73,8 @@ async fn start_all(
     let query = Query::start(Arc::clone(log), running.clone(), &settings.query, &process.stages);
     let tier = Tier::start(log, running.clone(), url, &settings.publish, &process.connections);
     let ingest = Ingest::start(Arc::clone(log), running, settings.ingest.clone(), &process.stages);
-    let members = Members::follow(Arc::clone(log), &process.stages);
+    let origins = Origins::new(&settings.http.origins);
+    let front = Front::new(tier.members(), &settings.publish, origins.clone());
 
     let live = publish::live_router(tier.subscribers());
     let failed = when_fenced(tier.failure());
@@ -92,9 +93,9 @@ async fn start_all(
     readiness.add("query", move || ready.2.ready());
     readiness.add("publish", move || tier.ready());
     let router = ingest::routes::router(ingest)
-        .merge(engine::routes::router(seat, results_read, Origins::new(&settings.http.origins)))
+        .merge(engine::routes::router(seat, results_read, origins))
         .merge(live)
-        .merge(publish::front_router(members))
+        .merge(publish::front_router(front))
         .merge(query::routes::router(query))
         .merge(not_built_router(&LATER_QUERY_CALLS));
     Ok(Serving { router, failed, banner: banner(url, planned, kept) })

@@ -3,7 +3,7 @@
 //! The key is `cluster/NAME` or `subscriber/CLUSTER/NAME`; a member unheard of for three seconds is dead. One
 //! process writes the heartbeats of all its members with one append.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -35,10 +35,16 @@ pub struct MemberState {
     pub subscriber: Option<String>,
     /// Where clients reach it; null for a cluster.
     pub url: Option<String>,
-    /// `starting` or `live`.
+    /// `starting`, `live` or `draining`.
     pub state: String,
     /// Open client connections.
     pub clients: u64,
+    /// Registered HTTP endpoints.
+    #[serde(default)]
+    pub registered: u64,
+    /// By front: the clients that came from there since this subscriber started.
+    #[serde(default)]
+    pub arrived: BTreeMap<String, u64>,
     /// Messages written to clients per second, since the last word.
     pub deliveries_per_s: f64,
     /// Viewers by room, the [`MAX_ROOMS`] rooms with the most.
@@ -57,6 +63,8 @@ impl MemberState {
             url: None,
             state: if is_live { "live" } else { "starting" }.to_owned(),
             clients: 0,
+            registered: 0,
+            arrived: BTreeMap::new(),
             deliveries_per_s: 0.0,
             rooms: BTreeMap::new(),
             time: clock::wall_ns(),
@@ -66,9 +74,16 @@ impl MemberState {
     fn key(&self) -> String {
         match &self.subscriber {
             None => format!("cluster/{}", self.cluster),
-            Some(name) => format!("subscriber/{}/{name}", self.cluster),
+            Some(name) => subscriber_key(&self.cluster, name),
         }
     }
+}
+
+/// Before the key of a subscriber: that it is to drain.
+const DRAIN: &str = "drain/";
+
+fn subscriber_key(cluster: &str, name: &str) -> String {
+    format!("subscriber/{cluster}/{name}")
 }
 
 type Pulse = Box<dyn Fn() -> MemberState + Send + Sync>;
@@ -158,7 +173,15 @@ impl Heart {
 /// Everyone's members as one process sees them. Clones share one view.
 #[derive(Clone)]
 pub struct Members {
-    seen: watch::Receiver<BTreeMap<Bytes, Seen>>,
+    log: Arc<dyn Log>,
+    view: watch::Receiver<View>,
+}
+
+#[derive(Default)]
+struct View {
+    seen: BTreeMap<Bytes, Seen>,
+    /// Keys of subscribers that somebody asked to drain.
+    drains: BTreeSet<Bytes>,
 }
 
 /// A member and when it was last heard of, by this process's clock.
@@ -171,33 +194,58 @@ struct Seen {
 impl Members {
     /// Follows the members until the process stops.
     pub fn follow(log: Arc<dyn Log>, tasks: &Tasks) -> Self {
-        let (sender, seen) = watch::channel(BTreeMap::new());
-        let stop = tasks.token();
+        let (sender, view) = watch::channel(View::default());
+        let (stop, read) = (tasks.token(), Arc::clone(&log));
         tasks.spawn(async move {
-            while let Some(Err(error)) = stop.run_until_cancelled(tail(log.as_ref(), &sender)).await {
+            while let Some(Err(error)) = stop.run_until_cancelled(tail(read.as_ref(), &sender)).await {
                 tracing::warn!(%error, "the members cannot be read; trying again");
                 stop.run_until_cancelled(tokio::time::sleep(BEAT)).await;
             }
         });
-        Self { seen }
+        Self { log, view }
     }
 
     /// Those who are there, by key: clusters first, then subscribers by cluster and name.
     pub fn alive(&self) -> Vec<MemberState> {
-        let seen = self.seen.borrow();
-        seen.values().filter(|seen| seen.at.elapsed() < DEAD_AFTER).map(|seen| seen.state.clone()).collect()
+        let view = self.view.borrow();
+        let alive = view.seen.values().filter(|seen| seen.at.elapsed() < DEAD_AFTER);
+        alive.map(|seen| seen.state.clone()).collect()
+    }
+
+    /// Asks a subscriber to drain, or no longer to. It stays so until it is taken back, also when it starts again.
+    ///
+    /// # Errors
+    /// When the log does not take it.
+    pub async fn set_drain(&self, cluster: &str, subscriber: &str, drains: bool) -> Result<(), LogError> {
+        let key = Bytes::from(format!("{DRAIN}{}", subscriber_key(cluster, subscriber)));
+        let value = drains.then(|| Bytes::from_static(b"{}"));
+        self.log
+            .append(TOPIC_MEMBERS, 0, vec![NewRecord { key: Some(key), value, headers: Vec::new() }])
+            .await?;
+        Ok(())
+    }
+
+    /// Tells, at once and with every change, whether that subscriber is to drain; until nobody follows any more.
+    pub(super) async fn each_drain(&self, cluster: &str, subscriber: &str, mut tell: impl FnMut(bool)) {
+        let (key, mut view) = (Bytes::from(subscriber_key(cluster, subscriber)), self.view.clone());
+        loop {
+            tell(view.borrow_and_update().drains.contains(&key));
+            if view.changed().await.is_err() {
+                return;
+            }
+        }
     }
 }
 
-async fn tail(
-    log: &dyn Log,
-    sender: &watch::Sender<BTreeMap<Bytes, Seen>>,
-) -> Result<std::convert::Infallible, LogError> {
+async fn tail(log: &dyn Log, sender: &watch::Sender<View>) -> Result<std::convert::Infallible, LogError> {
     log.create_topics(&system_topics()).await?;
     let end = super::tail::range(log, TOPIC_MEMBERS).await?.end;
     for record in log.latest(TOPIC_MEMBERS).await?.into_values() {
         // Someone who was silent before is heard of again within a second, or is dead.
-        if clock::wall_ms() - record.timestamp_ms < i64::try_from(DEAD_AFTER.as_millis()).unwrap_or(i64::MAX)
+        let is_drain = record.key.as_ref().is_some_and(|key| key.starts_with(DRAIN.as_bytes()));
+        if is_drain
+            || clock::wall_ms() - record.timestamp_ms
+                < i64::try_from(DEAD_AFTER.as_millis()).unwrap_or(i64::MAX)
         {
             note(sender, record);
         }
@@ -209,10 +257,20 @@ async fn tail(
     }
 }
 
-fn note(sender: &watch::Sender<BTreeMap<Bytes, Seen>>, record: Record) {
+fn note(sender: &watch::Sender<View>, record: Record) {
     let Some(key) = record.key else { return };
+    if key.starts_with(DRAIN.as_bytes()) {
+        let subscriber = key.slice(DRAIN.len()..);
+        sender.send_modify(|view| {
+            match record.value {
+                Some(_) => view.drains.insert(subscriber),
+                None => view.drains.remove(&subscriber),
+            };
+        });
+        return;
+    }
     let state = record.value.and_then(|value| serde_json::from_slice(&value).ok());
-    sender.send_modify(|seen| {
+    sender.send_modify(|View { seen, .. }| {
         match state {
             Some(state) => seen.insert(key, Seen { state, at: Instant::now() }),
             None => seen.remove(&key),
@@ -246,11 +304,11 @@ pub struct SubscriberView {
     pub name: String,
     /// Where clients reach it.
     pub url: Option<String>,
-    /// `starting` or `live`.
+    /// `starting`, `live` or `draining`.
     pub state: String,
     /// Open client connections.
     pub clients: u64,
-    /// Registered HTTP endpoints; registration is not built yet, so there are none.
+    /// Registered HTTP endpoints.
     pub registered: u64,
     /// Messages written to clients per second.
     pub deliveries_per_s: f64,
@@ -275,13 +333,13 @@ impl Topology {
             for (room, viewers) in member.rooms {
                 *rooms.entry(room).or_default() += viewers;
             }
-            let MemberState { url, state, clients, deliveries_per_s, .. } = member;
+            let MemberState { url, state, clients, registered, deliveries_per_s, .. } = member;
             subscribers.extend(member.subscriber.map(|name| SubscriberView {
                 name,
                 url,
                 state,
                 clients,
-                registered: 0,
+                registered,
                 deliveries_per_s,
             }));
         }

@@ -13,16 +13,18 @@
 //! - [`publisher`] runs that against the log, [`cluster`] copies it to a region;
 //! - [`message`], [`history`], [`queue`], [`protocol`]: what a subscriber keeps and what it says (pure);
 //! - [`subscriber`] reads its cluster and holds the clients that [`routes`] lets in;
-//! - [`members`]: who is there; [`tier`]: all of it in one process.
+//! - [`front`] sends clients to the subscriber that [`placement`] chooses (pure) among the [`members`];
+//! - [`standby`]: which of several publishers puts windows into order; [`tier`]: all of it in one process.
 //!
-//! Still to come: a standby publisher, placement by fronts, registered HTTP endpoints, drain of one subscriber,
-//! commands over the WebSocket, compression.
+//! Still to come: registered HTTP endpoints, commands over the WebSocket, compression.
 
 pub mod cluster;
+pub mod front;
 pub mod gather;
 pub mod history;
 pub mod members;
 pub mod message;
+pub mod placement;
 pub mod protocol;
 pub mod publisher;
 pub mod queue;
@@ -34,17 +36,21 @@ pub mod tier;
 mod feeds;
 mod hub;
 mod sse;
+pub mod standby;
 mod tail;
 
+#[cfg(test)]
+mod front_tests;
 #[cfg(test)]
 mod memory_log;
 #[cfg(test)]
 mod tests;
 
 pub use cluster::Cluster;
+pub use front::{Front, front_router, publish_router};
 pub use members::{Heart, Members};
 pub use publisher::Publisher;
-pub use routes::{front_router, live_router, publish_router};
+pub use routes::live_router;
 pub use subscriber::Subscriber;
 pub use tier::Tier;
 
@@ -58,15 +64,23 @@ pub struct Settings {
     pub clusters: usize,
     /// How many subscribers each of them has under `up`.
     pub subscribers_per_cluster: usize,
-    /// What a front answers to `GET /v1/live`; placement is not built yet.
+    /// What a front (`publish`) answers to `GET /v1/live`.
     pub placement: Placement,
+    /// Clients that one front places in a second; those above it are told to try again.
+    pub joins_per_second: usize,
     /// How many messages a subscriber keeps for clients that resume; never more than 16 MB of them.
     pub history: usize,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { clusters: 3, subscribers_per_cluster: 3, placement: Placement::Redirect, history: 1_000 }
+        Self {
+            clusters: 3,
+            subscribers_per_cluster: 3,
+            placement: Placement::Redirect,
+            joins_per_second: 500,
+            history: 1_000,
+        }
     }
 }
 

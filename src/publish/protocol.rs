@@ -52,6 +52,8 @@ pub struct LiveRequest {
     pub after: Option<String>,
     /// Send the newest closed windows first.
     pub last: bool,
+    /// The front that sent the client here.
+    pub via: Option<String>,
 }
 
 impl LiveRequest {
@@ -67,6 +69,7 @@ impl LiveRequest {
         let (mut tables, mut rooms) = (Vec::new(), Vec::new());
         let mut after = None;
         let (mut last, mut early) = (false, false);
+        let mut via = None;
         for (name, value) in parameters {
             match name {
                 "table" => add(&mut tables, name, value, MAX_TABLES)?,
@@ -74,6 +77,7 @@ impl LiveRequest {
                 "after" => after = Some(value.to_owned()),
                 "last" => last = flag(name, value)?,
                 "early" => early = flag(name, value)?,
+                "via" => via = Some(value.to_owned()),
                 "cluster" => {} // where to connect; here the client is connected already
                 _ => {
                     return Err(format!(
@@ -86,7 +90,7 @@ impl LiveRequest {
             rooms.push(DEFAULT_ROOM.into());
         }
         let after = last_event_id.map(str::to_owned).or(after).filter(|cursor| !cursor.is_empty());
-        Ok(Self { filter: Filter { tables, rooms, early }, after, last })
+        Ok(Self { filter: Filter { tables, rooms, early }, after, last, via })
     }
 
     /// The cursor: `Err` when it is no live id.
@@ -119,6 +123,23 @@ fn flag(parameter: &str, value: &str) -> Result<bool, String> {
 /// The event that says that messages may be missing; `after` is the cursor that could not be found.
 pub fn gap_event(after: Option<&str>) -> Bytes {
     format!("event: gap\ndata: {}\n\n", json!({ "after": after })).into()
+}
+
+/// How long a client that is to go elsewhere waits before it connects again, and is still served here, in
+/// milliseconds: each another time, so that they do not all come at once.
+pub const DRAIN_RETRY_MS: std::ops::RangeInclusive<u64> = 1_000..=10_000;
+
+/// How much longer than that it is served, so that one that leaves in time misses nothing.
+pub const LEAVING_MS: u64 = 1_000;
+
+/// The event that says that the client is to connect again after so many milliseconds, elsewhere.
+pub fn drain_event(retry_ms: u64) -> Bytes {
+    format!("retry: {retry_ms}\nevent: drain\ndata: {}\n\n", json!({ "retry": retry_ms })).into()
+}
+
+/// [`drain_event`] as a WebSocket message.
+pub fn drain_message(retry_ms: u64) -> String {
+    json!({"type": "drain", "retry": retry_ms}).to_string()
 }
 
 /// [`gap_event`] as a WebSocket message.

@@ -2,7 +2,7 @@
 //!
 //! A thin loop around [`Sequencer`]: read what came, commit what is whole, read on. It guarantees that no window is
 //! lost and none published twice across crashes of this process and failures of the log; it does not choose who
-//! publishes: the last process that starts fences those before it.
+//! publishes ([`super::standby`] does): the last one that starts fences those before it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,7 +16,9 @@ use super::sequence::{Checkpoint, Commit, Sequencer, WRITER_ID};
 use crate::clock;
 use crate::log::program::{ProgramView, system_topics};
 use crate::log::result_row::{LIVE_COLUMNS, ResultRow, is_of_window};
-use crate::log::{Log, LogError, ReadBatch, TOPIC_CHECKPOINTS, TOPIC_LIVE, Transaction, Writer, failpoint};
+use crate::log::{
+    Lease, Log, LogError, ReadBatch, TOPIC_CHECKPOINTS, TOPIC_LIVE, Transaction, Writer, failpoint,
+};
 use crate::reaction::table::{Table, TableKind};
 use crate::shutdown::Tasks;
 
@@ -30,23 +32,25 @@ pub struct Publisher {
     log: Arc<dyn Log>,
     program: watch::Receiver<Arc<ProgramView>>,
     recovered: AtomicBool,
+    /// Another process puts windows into order.
+    stands_by: AtomicBool,
 }
 
 impl Publisher {
     /// Publishes the sinks of that program; [`Publisher::run`] does it.
     pub fn new(log: Arc<dyn Log>, program: watch::Receiver<Arc<ProgramView>>) -> Arc<Self> {
-        Arc::new(Self { log, program, recovered: AtomicBool::new(false) })
+        Arc::new(Self { log, program, recovered: AtomicBool::new(false), stands_by: AtomicBool::new(false) })
     }
 
-    /// Publishes until the process stops.
+    /// Publishes until the tasks stop.
     ///
     /// # Errors
-    /// `Fenced`: another publisher took over, and this process must stop publishing.
-    pub async fn run(&self, tasks: &Tasks) -> Result<(), LogError> {
+    /// `Fenced`: another publisher took over, or the lease is lost, and this process must stop publishing.
+    pub async fn run(&self, lease: &dyn Lease, tasks: &Tasks) -> Result<(), LogError> {
         let stop = tasks.token();
         let mut pause = RETRY.0;
         loop {
-            let Some(ended) = stop.run_until_cancelled(self.session()).await else { return Ok(()) };
+            let Some(ended) = stop.run_until_cancelled(self.session(lease)).await else { return Ok(()) };
             let was_recovered = self.recovered.swap(false, Ordering::Relaxed);
             match ended {
                 Err(error @ LogError::Fenced(_)) => return Err(error),
@@ -63,12 +67,22 @@ impl Publisher {
         }
     }
 
-    /// Whether it has recovered and publishes; otherwise what it waits for.
+    /// Says that another process puts windows into order, or that this one is to.
+    pub(super) fn stand_by(&self, stands_by: bool) {
+        self.stands_by.store(stands_by, Ordering::Relaxed);
+    }
+
+    /// Whether another process puts windows into order.
+    pub fn stands_by(&self) -> bool {
+        self.stands_by.load(Ordering::Relaxed)
+    }
+
+    /// Whether it stands by, or has recovered and publishes; otherwise what it waits for.
     ///
     /// # Errors
     /// Says what is missing.
     pub fn ready(&self) -> Result<(), String> {
-        if self.recovered.load(Ordering::Relaxed) {
+        if self.stands_by() || self.recovered.load(Ordering::Relaxed) {
             Ok(())
         } else {
             Err("has not read its checkpoint yet".to_owned())
@@ -76,8 +90,11 @@ impl Publisher {
     }
 
     /// From fencing to the first failure; ends without one when the program's owner is gone.
-    async fn session(&self) -> Result<(), LogError> {
+    async fn session(&self, lease: &dyn Lease) -> Result<(), LogError> {
         self.log.create_topics(&system_topics()).await?;
+        if !lease.is_held() {
+            return Err(LogError::Fenced("this process does not hold the lease".to_owned()));
+        }
         let mut writer = self.log.fence(WRITER_ID).await?;
         let mut sequencer = recover(self.log.as_ref()).await?;
         let mut program = self.program.clone();

@@ -1,4 +1,4 @@
-//! `GET /v1/live` and its neighbours: who asks is given to a subscriber, by WebSocket when upgraded, else as
+//! `GET /v1/live`: who asks is given to a subscriber, by WebSocket when upgraded, else as
 //! Server-Sent Events.
 
 use std::borrow::Cow;
@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::QueryRejection;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
@@ -13,14 +14,12 @@ use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgr
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, delete, get, post};
-use axum::{Json, Router};
+use axum::routing::get;
 use futures::SinkExt;
 use tokio::time::{Instant, sleep_until, timeout};
 use tower_http::cors::{Any, CorsLayer};
 
-use super::members::{Members, Topology};
-use super::protocol::{LiveRequest, answer, gap_message};
+use super::protocol::{DRAIN_RETRY_MS, LEAVING_MS, LiveRequest, answer, drain_message, gap_message};
 use super::queue::Delivery;
 use super::sse;
 use super::subscriber::{Seat, Subscriber};
@@ -43,28 +42,6 @@ const WRITE_BUFFER: usize = 16 << 10;
 pub fn live_router(subscribers: Vec<Arc<Subscriber>>) -> Router {
     let anywhere = CorsLayer::new().allow_origin(Any).allow_methods([Method::GET]).allow_headers(Any);
     Router::new().route("/v1/live", get(live)).with_state(subscribers.into()).layer(anywhere)
-}
-
-/// What a front answers besides live streams: the topology, and the calls that are still to come.
-pub fn front_router(members: Members) -> Router {
-    Router::new()
-        .route("/v1/topology", get(topology))
-        .route("/v1/live/address", get(async || Problem::not_built("GET /v1/live/address")))
-        .route("/register", post(async || Problem::not_built("POST /register")))
-        .route("/register/{client_id}", delete(async || Problem::not_built("DELETE /register")))
-        .route("/client.js", get(async || Problem::not_built("GET /client.js")))
-        .with_state(members)
-}
-
-/// What the `publish` role answers: [`front_router`], and 501 for live streams, whose placement is still to come.
-pub fn publish_router(members: Members) -> Router {
-    let placement = "placement by publish; connect to a subscriber's own port (GET /v1/topology lists them):";
-    let live = async move || Problem::not_built(placement);
-    front_router(members).route("/v1/live", any(live))
-}
-
-async fn topology(State(members): State<Members>) -> Json<Topology> {
-    Json(Topology::of(members.alive()))
 }
 
 async fn live(
@@ -92,7 +69,8 @@ async fn live(
     }
 }
 
-fn read_request(
+/// The parameters of a request for live windows.
+pub(super) fn read_request(
     headers: &HeaderMap,
     parameters: Result<Query<Vec<(String, String)>>, QueryRejection>,
 ) -> Result<LiveRequest, String> {
@@ -150,7 +128,9 @@ enum End {
 }
 
 async fn serve_socket(mut socket: WebSocket, seat: Seat, after: Option<String>) {
-    let end = Conversation { socket: &mut socket, seat, after, last_word: Instant::now() }.run().await;
+    let end = Conversation { socket: &mut socket, seat, after, last_word: Instant::now(), ends_at: None }
+        .run()
+        .await;
     let farewell = async {
         if let End::Close(code, reason) = end {
             let frame = CloseFrame { code, reason: Utf8Bytes::from_static(reason) };
@@ -173,20 +153,30 @@ struct Conversation<'a> {
     after: Option<String>,
     /// When the client was last heard.
     last_word: Instant,
+    /// The client was told to go elsewhere; then the connection is closed.
+    ends_at: Option<Instant>,
 }
 
 impl Conversation<'_> {
     async fn run(mut self) -> End {
-        let stop = self.seat.stop();
+        let (stop, mut leave) = (self.seat.stop(), self.seat.leave());
         let mut next_ping = Instant::now() + PING_EVERY;
         loop {
             let silent_at = self.last_word + SILENT_FOR;
+            let ends_at = self.ends_at.unwrap_or(silent_at);
+            let is_told = self.ends_at.is_some();
             let said = tokio::select! {
                 deliveries = self.seat.next() => self.deliver(deliveries).await,
                 heard = self.socket.recv() => self.hear(heard).await,
-                () = stop.cancelled() => Err(End::Close(close_code::AWAY, "going away")),
-                () = sleep_until(next_ping.min(silent_at)) => {
-                    if Instant::now() >= silent_at {
+                () = stop.cancelled() => {
+                    let told = if is_told { Ok(()) } else { self.send_away().await };
+                    told.and(Err(End::Close(close_code::AWAY, "going away")))
+                }
+                () = leave.asked(), if !is_told => self.send_away().await,
+                () = sleep_until(next_ping.min(silent_at).min(ends_at)) => {
+                    if is_told && Instant::now() >= ends_at {
+                        Err(End::Close(close_code::AWAY, "going away"))
+                    } else if Instant::now() >= silent_at {
                         Err(End::Close(close_code::POLICY, "no answer to pings"))
                     } else {
                         next_ping = Instant::now() + PING_EVERY;
@@ -214,6 +204,13 @@ impl Conversation<'_> {
         self.say(messages).await?;
         self.seat.written(&deliveries);
         Ok(())
+    }
+
+    /// Tells the client to connect again elsewhere after a random time, until which it is served.
+    async fn send_away(&mut self) -> Result<(), End> {
+        let retry_ms = rand::random_range(DRAIN_RETRY_MS);
+        self.ends_at = Some(Instant::now() + Duration::from_millis(retry_ms + LEAVING_MS));
+        self.say([Message::Text(drain_message(retry_ms).into())]).await
     }
 
     async fn hear(&mut self, heard: Option<Result<Message, axum::Error>>) -> Result<(), End> {

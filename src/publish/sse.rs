@@ -7,40 +7,57 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::Stream;
 use futures::stream::unfold;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::protocol::{SSE_HEARTBEAT, gap_event};
+use super::protocol::{DRAIN_RETRY_MS, LEAVING_MS, SSE_HEARTBEAT, drain_event, gap_event};
 use super::queue::Delivery;
-use super::subscriber::Seat;
+use super::subscriber::{Leave, Seat};
 
 /// After so long without a message a comment is sent, so that nothing between takes the connection for dead.
 const HEARTBEAT: Duration = Duration::from_secs(20);
 
 struct Connection {
     seat: Seat,
+    leave: Leave,
     stop: CancellationToken,
     /// The cursor the client came with, for the gap it may have missed.
     after: Option<String>,
     waiting: VecDeque<Delivery>,
+    /// The client was told to go elsewhere; then it is served no longer.
+    ends_at: Option<Instant>,
 }
 
-/// The stream of one client; ends when the process stops, after what waits already.
+/// The stream of one client; ends when the process stops, after what waits already, or when the client is to be
+/// elsewhere.
 pub(super) fn stream(
     seat: Seat,
     after: Option<String>,
 ) -> impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static {
-    let connection = Connection { stop: seat.stop(), seat, after, waiting: VecDeque::new() };
+    let connection = Connection {
+        leave: seat.leave(),
+        stop: seat.stop(),
+        seat,
+        after,
+        waiting: VecDeque::new(),
+        ends_at: None,
+    };
     unfold(connection, async |mut connection| Some((Ok(connection.next().await?), connection)))
 }
 
 impl Connection {
     async fn next(&mut self) -> Option<Bytes> {
         if self.waiting.is_empty() {
+            let is_told = self.ends_at.is_some();
+            let heartbeat = Instant::now() + HEARTBEAT;
             tokio::select! {
                 biased;
                 taken = self.seat.next() => self.waiting = taken,
-                () = self.stop.cancelled() => return None,
-                () = tokio::time::sleep(HEARTBEAT) => return Some(SSE_HEARTBEAT),
+                () = self.stop.cancelled() => return if is_told { None } else { Some(self.send_away(false)) },
+                () = self.leave.asked(), if !is_told => return Some(self.send_away(true)),
+                () = sleep_until(self.ends_at.unwrap_or(heartbeat).min(heartbeat)) => {
+                    return if self.ends_at.is_some_and(|at| at < heartbeat) { None } else { Some(SSE_HEARTBEAT) };
+                }
             }
         }
         let delivery = self.waiting.pop_front()?;
@@ -49,5 +66,13 @@ impl Connection {
             Delivery::Window { message, skipped } => message.sse(skipped),
             Delivery::Gap => gap_event(self.after.take().as_deref()),
         })
+    }
+
+    /// Tells the client to connect again elsewhere after a random time; `stays` is whether it is served until then.
+    fn send_away(&mut self, stays: bool) -> Bytes {
+        let retry_ms = rand::random_range(DRAIN_RETRY_MS);
+        let served_ms = if stays { retry_ms + LEAVING_MS } else { 0 };
+        self.ends_at = Some(Instant::now() + Duration::from_millis(served_ms));
+        drain_event(retry_ms)
     }
 }

@@ -3,18 +3,19 @@
 //! Clients come and go through [`Subscriber::join`]; what the connection speaks (WebSocket, Server-Sent Events) is the
 //! routes' business.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Settings;
 use super::cluster::topic_spec;
 use super::hub::{Client, Hub, Joined, lock};
-use super::members::{self, Heart, MemberState};
+use super::members::{self, Heart, MemberState, Members};
 use super::message::Message;
 use super::protocol::LiveRequest;
 use super::queue::Delivery;
@@ -31,6 +32,10 @@ const READ_WAIT: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(500);
 /// Connections one subscriber holds at most; a process may open 20,000 files.
 pub const MAX_CLIENTS: usize = 19_000;
+/// Fronts whose clients are counted apart.
+const MAX_FRONTS: usize = 64;
+/// The longest name of a front.
+const MAX_FRONT_BYTES: usize = 32;
 
 /// One edge server.
 pub struct Subscriber {
@@ -43,6 +48,10 @@ pub struct Subscriber {
 
     hub: Mutex<Hub>,
     is_live: AtomicBool,
+    /// Its clients are to go elsewhere, and it takes no new ones.
+    drains: watch::Sender<bool>,
+    /// By front: the clients that it sent here.
+    arrived: Mutex<BTreeMap<String, u64>>,
 
     deliveries: AtomicU64,
     last_word: Mutex<(u64, Instant)>,
@@ -76,6 +85,8 @@ impl Subscriber {
             tasks: tasks.clone(),
             hub: Mutex::new(Hub::new(settings.history)),
             is_live: AtomicBool::new(false),
+            drains: watch::Sender::new(false),
+            arrived: Mutex::default(),
             deliveries: AtomicU64::new(0),
             last_word: Mutex::new((0, Instant::now())),
             meters: Meters::new(cluster, name),
@@ -104,21 +115,58 @@ impl Subscriber {
         }
     }
 
+    /// Sends its clients elsewhere and takes no new ones while somebody asks it to; see [`Members::set_drain`].
+    pub fn drain_when_asked(self: &Arc<Self>, members: Members) {
+        let (draining, stop) = (Arc::clone(self), self.tasks.token());
+        self.tasks.spawn(async move {
+            let Self { cluster, name, drains, .. } = draining.as_ref();
+            let tell = |drain: bool| {
+                if drains.send_replace(drain) != drain {
+                    tracing::info!(
+                        cluster,
+                        name,
+                        drain,
+                        "somebody asked the subscriber to drain, or no longer to"
+                    );
+                }
+            };
+            stop.run_until_cancelled(members.each_drain(cluster, name, tell)).await;
+        });
+    }
+
+    /// Whether it is to hold no clients.
+    pub fn is_draining(&self) -> bool {
+        *self.drains.borrow()
+    }
+
     /// Open client connections.
     pub fn clients(&self) -> usize {
         lock(&self.hub).clients()
     }
 
-    /// Takes a client in; `None` when it holds as many as it may.
+    /// Takes a client in; `None` when it holds as many as it may, or drains.
     pub(super) fn join(self: &Arc<Self>, request: &LiveRequest) -> Option<Seat> {
         let mut hub = lock(&self.hub);
-        if hub.clients() >= MAX_CLIENTS {
+        if hub.clients() >= MAX_CLIENTS || self.is_draining() {
             return None;
         }
         let Joined { client, first } = hub.join(request);
+        if let Some(front) = &request.via {
+            self.note_arrival(front);
+        }
         drop(hub);
         self.meters.clients.increment(1.0);
         Some(Seat { subscriber: Arc::clone(self), client, first })
+    }
+
+    /// Whoever calls itself a front is counted, up to a bound: what clients write here is theirs to write.
+    fn note_arrival(&self, front: &str) {
+        let mut arrived = lock(&self.arrived);
+        if let Some(count) = arrived.get_mut(front) {
+            *count += 1;
+        } else if arrived.len() < MAX_FRONTS && front.len() <= MAX_FRONT_BYTES {
+            arrived.insert(front.to_owned(), 1);
+        }
     }
 
     /// Where its connections' tasks run.
@@ -160,11 +208,20 @@ impl Subscriber {
         }
     }
 
+    fn state_name(&self) -> &'static str {
+        match (self.is_draining(), self.is_live.load(Ordering::Relaxed)) {
+            (true, _) => "draining",
+            (false, true) => "live",
+            (false, false) => "starting",
+        }
+    }
+
     /// What the heartbeat says.
     fn state(&self) -> MemberState {
-        let (clients, rooms) = {
+        // Under one lock: a client counts as arrived when it counts as there.
+        let (clients, rooms, arrived) = {
             let hub = lock(&self.hub);
-            (hub.clients() as u64, hub.rooms(members::MAX_ROOMS))
+            (hub.clients() as u64, hub.rooms(members::MAX_ROOMS), lock(&self.arrived).clone())
         };
         let deliveries = self.deliveries.load(Ordering::Relaxed);
         let mut last_word = lock(&self.last_word);
@@ -172,7 +229,9 @@ impl Subscriber {
         MemberState {
             subscriber: Some(self.name.clone()),
             url: Some(self.url.clone()),
+            state: self.state_name().to_owned(),
             clients,
+            arrived,
             deliveries_per_s: members::per_second(deliveries - before, since.elapsed()),
             rooms,
             ..MemberState::of_cluster(&self.cluster, self.is_live.load(Ordering::Relaxed))
@@ -199,6 +258,18 @@ pub(super) struct Seat {
     first: VecDeque<Delivery>,
 }
 
+/// Tells when a client is to go elsewhere.
+pub(super) struct Leave(watch::Receiver<bool>);
+
+impl Leave {
+    /// Ends when the client is to go elsewhere. Cancel-safe.
+    pub(super) async fn asked(&mut self) {
+        if self.0.wait_for(|drains| *drains).await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
+
 impl Seat {
     /// What to send next, never empty, in order. Cancel-safe.
     pub(super) async fn next(&mut self) -> VecDeque<Delivery> {
@@ -220,6 +291,11 @@ impl Seat {
         }
         meters.deliveries.increment(count);
         self.subscriber.deliveries.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// What tells when the client is to go elsewhere.
+    pub(super) fn leave(&self) -> Leave {
+        Leave(self.subscriber.drains.subscribe())
     }
 
     /// Cancelled when the process stops.

@@ -11,17 +11,17 @@ use tokio_tungstenite::tungstenite;
 
 use super::memory_log::{Fault, MemoryLog};
 use super::routes::serve_on_loopback;
-use super::{Heart, Members, Placement, Publisher, Settings, Subscriber, Tier, live_router, publish_router};
+use super::{Publisher, Settings, Tier, live_router};
 use crate::log::program::ProgramView;
 use crate::log::result_row::{emoji_counts, result_record};
 use crate::log::{Log, LogError, NewRecord, Retention, TOPIC_LIVE, TopicSpec, Transaction, cluster_topic};
 use crate::shutdown::Tasks;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A log with the sink's topic, and who writes to it in the engine's place.
-struct Bench {
-    log: Arc<dyn Log>,
+pub(super) struct Bench {
+    pub(super) log: Arc<dyn Log>,
     program: watch::Sender<Arc<ProgramView>>,
 }
 
@@ -36,13 +36,13 @@ impl Bench {
         Self { log, program: watch::Sender::new(Arc::new(program)) }
     }
 
-    async fn in_memory() -> (MemoryLog, Self) {
+    pub(super) async fn in_memory() -> (MemoryLog, Self) {
         let log = MemoryLog::default();
         (log.clone(), Self::new(Arc::new(log)).await)
     }
 
     /// Commits windows (end in seconds, room) of two rows each, one per partition.
-    async fn close(&self, windows: &[(i64, &str)]) {
+    pub(super) async fn close(&self, windows: &[(i64, &str)]) {
         let mut writer = self.log.fence("engine").await.unwrap();
         let mut records = Vec::new();
         for &(end, room) in windows {
@@ -55,7 +55,7 @@ impl Bench {
         writer.commit(Transaction { records, consumed: None }).await.unwrap();
     }
 
-    fn publisher(&self, tasks: &Tasks) -> watch::Receiver<Option<LogError>> {
+    pub(super) fn publisher(&self, tasks: &Tasks) -> watch::Receiver<Option<LogError>> {
         let publisher = Publisher::new(Arc::clone(&self.log), self.program.subscribe());
         super::tier::run_publisher(publisher, tasks)
     }
@@ -74,7 +74,7 @@ fn small() -> Settings {
 }
 
 /// Waits for a condition that tasks bring about.
-async fn until(mut condition: impl FnMut() -> bool) {
+pub(super) async fn until(mut condition: impl FnMut() -> bool) {
     let waiting = async {
         while !condition() {
             tokio::time::sleep(Duration::from_millis(2)).await;
@@ -103,10 +103,10 @@ fn end_text(end: i64) -> String {
 }
 
 /// A client over Server-Sent Events: each item an event's lines.
-struct Events(futures::stream::BoxStream<'static, reqwest::Result<bytes::Bytes>>, String);
+pub(super) struct Events(futures::stream::BoxStream<'static, reqwest::Result<bytes::Bytes>>, String);
 
 impl Events {
-    async fn open(address: &str, query: &str, cursor: Option<&str>) -> Self {
+    pub(super) async fn open(address: &str, query: &str, cursor: Option<&str>) -> Self {
         let mut request = reqwest::Client::new().get(format!("http://{address}/v1/live{query}"));
         if let Some(cursor) = cursor {
             request = request.header("Last-Event-ID", cursor);
@@ -119,7 +119,7 @@ impl Events {
     }
 
     /// The next event's text; `None` when the stream ended.
-    async fn event(&mut self) -> Option<String> {
+    pub(super) async fn event(&mut self) -> Option<String> {
         loop {
             if let Some((event, rest)) = self.1.split_once("\n\n") {
                 let event = event.to_owned();
@@ -134,7 +134,7 @@ impl Events {
         }
     }
 
-    async fn window(&mut self) -> Value {
+    pub(super) async fn window(&mut self) -> Value {
         let event = self.event().await.unwrap();
         let (id, data) = event.split_once('\n').unwrap();
         let value: Value = serde_json::from_str(data.strip_prefix("data: ").unwrap()).unwrap();
@@ -151,13 +151,14 @@ impl Events {
     }
 }
 
-type Socket = tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
+pub(super) type Socket =
+    tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
 
-async fn connect(address: &str, query: &str) -> Socket {
+pub(super) async fn connect(address: &str, query: &str) -> Socket {
     tokio_tungstenite::connect_async(format!("ws://{address}/v1/live{query}")).await.unwrap().0
 }
 
-async fn heard(socket: &mut Socket) -> Value {
+pub(super) async fn heard(socket: &mut Socket) -> Value {
     loop {
         let message = tokio::time::timeout(PATIENCE, socket.next()).await.expect("a message in time");
         match message.unwrap().unwrap() {
@@ -201,6 +202,7 @@ async fn a_window_reaches_clients_of_both_kinds_through_three_clusters_of_three(
 
     assert!(tasks.stop(Duration::from_secs(5)).await, "everything ends in time");
     for socket in &mut sockets {
+        assert_eq!(heard(socket).await["type"], "drain");
         match socket.next().await.unwrap().unwrap() {
             tungstenite::Message::Close(Some(frame)) => {
                 assert_eq!((u16::from(frame.code), frame.reason.as_str()), (1001, "going away"));
@@ -208,6 +210,7 @@ async fn a_window_reaches_clients_of_both_kinds_through_three_clusters_of_three(
             other => panic!("no goodbye: {other:?}"),
         }
     }
+    assert!(events.event().await.unwrap().contains("event: drain"));
     assert_eq!(events.event().await, None);
 }
 
@@ -388,27 +391,6 @@ async fn a_request_that_is_wrong_is_told_what_is_wrong() {
     }
     bench.close(&[(2, "main")]).await;
     assert_eq!(ends(&[heard(&mut socket).await]), [end_text(2)]);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_topology_lists_who_is_there_and_forgets_who_left() {
-    let (_, bench) = Bench::in_memory().await;
-    let (tasks, leaving) = (Tasks::new(), Tasks::new());
-    let members = Members::follow(Arc::clone(&bench.log), &tasks);
-    let heart = Heart::start(Arc::clone(&bench.log), &leaving);
-    let settings = Settings { placement: Placement::None, ..Settings::default() };
-    let place = "http://there:8085";
-    let subscriber =
-        Subscriber::start(Arc::clone(&bench.log), "west", "one", place, &settings, &heart, &leaving);
-    until(|| subscriber.ready().is_ok() && heart.ready().is_ok() && members.alive().len() == 1).await;
-    let address = serve_on_loopback(publish_router(members.clone()), &tasks).await;
-    let topology: Value =
-        reqwest::get(format!("http://{address}/v1/topology")).await.unwrap().json().await.unwrap();
-    let listed = &topology["clusters"][0];
-    assert_eq!((&listed["name"], &listed["subscribers"][0]["url"]), (&json!("west"), &json!(place)));
-    assert_eq!(reqwest::get(format!("http://{address}/v1/live")).await.unwrap().status(), 501);
-    leaving.stop(Duration::from_secs(5)).await;
-    until(|| members.alive().is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::members::MemberState;
-use super::{Cluster, Heart, Publisher, Settings, Subscriber};
+use super::{Cluster, Heart, Members, Publisher, Settings, Subscriber};
 use crate::log::program::ProgramView;
-use crate::log::{Log, LogError};
+use crate::log::{self, Log, LogError};
 use crate::shutdown::Tasks;
 
 /// One publisher, `clusters` clusters (`cluster-1` …) and as many subscribers each (`subscriber-1` …).
@@ -16,6 +16,7 @@ pub struct Tier {
     clusters: Vec<Arc<Cluster>>,
     subscribers: Vec<Arc<Subscriber>>,
     heart: Arc<Heart>,
+    members: Members,
     failure: watch::Receiver<Option<LogError>>,
 }
 
@@ -31,24 +32,33 @@ impl Tier {
         let publisher = Publisher::new(Arc::clone(log), program);
         let failure = run_publisher(Arc::clone(&publisher), tasks);
         let heart = Heart::start(Arc::clone(log), tasks);
+        let members = Members::follow(Arc::clone(log), tasks);
         let clusters: Vec<_> = (1..=settings.clusters)
             .map(|n| run_cluster(Cluster::new(Arc::clone(log), &format!("cluster-{n}")), &heart, tasks))
             .collect();
         let subscriber = |cluster: &Arc<Cluster>, n: usize| {
             let name = format!("subscriber-{n}");
-            Subscriber::start(Arc::clone(log), cluster.name(), &name, url, settings, &heart, tasks)
+            let subscriber =
+                Subscriber::start(Arc::clone(log), cluster.name(), &name, url, settings, &heart, tasks);
+            subscriber.drain_when_asked(members.clone());
+            subscriber
         };
         // By number first, so that clients spread over the clusters before they double up in one.
         let subscribers = (1..=settings.subscribers_per_cluster)
             .flat_map(|n| clusters.iter().map(move |cluster| (cluster, n)))
             .map(|(cluster, n)| subscriber(cluster, n))
             .collect();
-        Self { publisher, clusters, subscribers, heart, failure }
+        Self { publisher, clusters, subscribers, heart, members, failure }
     }
 
     /// The subscribers, for [`super::live_router`].
     pub fn subscribers(&self) -> Vec<Arc<Subscriber>> {
         self.subscribers.clone()
+    }
+
+    /// Everyone who is there, in other processes too.
+    pub fn members(&self) -> Members {
+        self.members.clone()
     }
 
     /// Whether the publisher has recovered and all clusters and subscribers are live members.
@@ -71,12 +81,12 @@ impl Tier {
     }
 }
 
-/// Runs a publisher as one of the process's tasks; what it returns says why it stopped, once it did.
+/// Runs a publisher that stands by for nobody as one of the process's tasks; what it returns says why it stopped, once it did.
 pub fn run_publisher(publisher: Arc<Publisher>, tasks: &Tasks) -> watch::Receiver<Option<LogError>> {
     let (failed, failure) = watch::channel(None);
     let stop = tasks.clone();
     tasks.spawn(async move {
-        if let Err(error) = publisher.run(&stop).await {
+        if let Err(error) = publisher.run(log::alone().as_ref(), &stop).await {
             tracing::error!(%error, "the publisher stopped");
             failed.send_replace(Some(error));
         }
