@@ -11,6 +11,7 @@ mod early;
 mod embedded_log;
 mod end_to_end;
 mod examples;
+mod fronts;
 mod fuzz_sql;
 mod golden;
 mod ingest;

@@ -98,7 +98,7 @@ impl House {
 }
 
 /// A folder with the program.
-fn program() -> TempDir {
+pub(crate) fn program() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("sql")).unwrap();
     std::fs::write(dir.path().join("sql/tables.sql"), TABLES).unwrap();
@@ -106,7 +106,7 @@ fn program() -> TempDir {
     dir
 }
 
-fn role(dir: &Path, broker: &Broker, role: &str) -> Running {
+pub(crate) fn role(dir: &Path, broker: &Broker, role: &str) -> Running {
     Running::start(emostream(dir).args([role, "--kafka", &broker.address, "--listen", "127.0.0.1:0"]))
 }
 
