@@ -15,6 +15,7 @@ use axum::serve::{Listener, ListenerExt};
 use serde::Serialize;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
+use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 
 use crate::shutdown::Tasks;
 use crate::telemetry;
@@ -125,11 +126,25 @@ impl Origins {
         let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
         let origin = origin.to_str().unwrap_or_default().to_ascii_lowercase();
         let is_same = origin.split_once("://").is_some_and(|(_, name)| name == host);
-        let is_local = origin == "http://localhost" || origin.starts_with("http://localhost:");
-        if is_same || is_local || self.allowed.contains(&origin) {
+        if is_same || self.allows(&origin) {
             return Ok(());
         }
         refused(format!("a page of '{origin}'"))
+    }
+
+    /// Whether pages of another origin are let in.
+    fn allows(&self, origin: &str) -> bool {
+        let is_local = origin == "http://localhost" || origin.starts_with("http://localhost:");
+        is_local || self.allowed.iter().any(|allowed| allowed == origin)
+    }
+
+    /// Lets their pages POST: what a browser asks before it does.
+    pub fn cors(&self) -> CorsLayer {
+        let own = self.clone();
+        let allowed = AllowOrigin::predicate(move |origin: &HeaderValue, _| {
+            origin.to_str().is_ok_and(|origin| own.allows(&origin.to_ascii_lowercase()))
+        });
+        CorsLayer::new().allow_origin(allowed).allow_methods([Method::POST]).allow_headers(Any)
     }
 }
 

@@ -77,12 +77,13 @@ pub(super) const LATER_QUERY_CALLS: [(MethodFilter, &str); 4] = [
 pub fn ingest(args: IngestArgs) -> Result<(), Failure> {
     let settings = args.serve.settings.load()?.settings;
     let ingest = settings.ingest.clone();
+    let origins = Origins::new(&settings.http.origins);
     run(args.serve, settings, "127.0.0.1:8081", "ingest", |start| async move {
         let program = follow(&start).await?;
         let stage = Ingest::start(Arc::clone(&start.log), program, ingest, &start.process.stages);
         let ready = Arc::clone(&stage);
         start.readiness.add("ingest", move || ready.not_ready().map_or(Ok(()), Err));
-        Ok((ingest::routes::router(stage), never()))
+        Ok((ingest::routes::router(stage).layer(origins.cors()), never()))
     })
 }
 

@@ -93,6 +93,7 @@ async fn start_all(
     readiness.add("query", move || ready.2.ready());
     readiness.add("publish", move || tier.ready());
     let router = ingest::routes::router(ingest)
+        .layer(origins.cors())
         .merge(engine::routes::router(seat, results_read, origins))
         .merge(live)
         .merge(publish::front_router(front))
