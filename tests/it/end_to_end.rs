@@ -281,3 +281,26 @@ async fn sigterm_ends_it_in_time_under_load_with_a_viewer_that_reads_nothing_and
 fn is_skipping(line: &str) -> bool {
     line.starts_with("emostream_publish_skipped_total{") && !line.ends_with(" 0")
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_get_the_client_file_and_may_send_from_where_they_are_let_in() {
+    let dir = program(TABLES, EMOJI_COUNTS);
+    let up = Running::up(dir.path(), &[]);
+    up.ready().await;
+    let file = Client::new().get(up.url("/client.js")).send().await.unwrap();
+    assert_eq!(file.headers()["content-type"], "text/javascript; charset=utf-8");
+    assert_eq!(file.headers()["access-control-allow-origin"], "*");
+    let text = file.text().await.unwrap();
+    assert!(text.contains("export class Live") && text.contains("export class Sender"));
+    for (origin, allowed) in [("http://localhost:3000", true), ("https://evil.example", false)] {
+        let asked = Client::new()
+            .request(reqwest::Method::OPTIONS, up.url("/v1/tables/reactions"))
+            .header("origin", origin)
+            .header("access-control-request-method", "POST")
+            .header("access-control-request-headers", "content-type")
+            .send();
+        let headers = asked.await.unwrap().headers().clone();
+        let answered = headers.get("access-control-allow-origin").map(|value| value.to_str().unwrap());
+        assert_eq!(answered, allowed.then_some(origin));
+    }
+}
