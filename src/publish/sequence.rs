@@ -186,14 +186,15 @@ pub fn table_name(name: &str) -> Arc<str> {
 mod tests {
     use super::*;
     use crate::log::Record;
-    use crate::log::result_row::{LIVE_COLUMNS, ResultRow, emoji_counts, result_record};
+    use crate::log::result_row::{self, LIVE_COLUMNS, emoji_counts, result_record};
     use crate::reaction::live::LiveMessage;
     use serde_json::json;
 
     fn feed(sequencer: &mut Sequencer, offset: i64, window_ms: (i64, i64), value: serde_json::Value) {
         let NewRecord { key, value, headers } = result_record(window_ms, 1, value);
         let record = Record { offset, timestamp_ms: 0, key, value, headers };
-        let row = ResultRow::parse(&emoji_counts(), &record, &LIVE_COLUMNS).unwrap();
+        let mut rows = result_row::read(&emoji_counts(), &record, &LIVE_COLUMNS).unwrap();
+        let row = rows.remove(0);
         let table = table_name("emoji_counts");
         sequencer.position("emoji_counts", "emoji_counts");
         sequencer.gather.add(&table, 0, offset, row, 0);

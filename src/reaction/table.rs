@@ -43,6 +43,15 @@ impl Table {
         self.columns.iter().enumerate().find(|(_, column)| column.name == name)
     }
 
+    /// How the records of its topic are encoded: as declared, where the topic is the table. What a sink of another
+    /// connector is to get lies in the log as Arrow, whatever it becomes when it is written out.
+    pub fn record_format(&self) -> Format {
+        match (self.kind, &self.with.connector) {
+            (TableKind::Source, _) | (TableKind::Sink, Connector::Kafka) => self.format,
+            (TableKind::Sink, _) => Format::Arrow,
+        }
+    }
+
     /// The columns that a record's value holds: those that can be posted.
     pub fn record_columns(&self) -> impl Iterator<Item = &Column> {
         self.columns.iter().filter(|column| column.source == ColumnSource::Record)

@@ -168,19 +168,22 @@ fn impulse_columns(decl: &CreateTable, columns: &mut Vec<Column>, findings: &mut
     }
 }
 
-/// `raw_string` has one column, `value TEXT`.
+/// `raw_string` has one column, TEXT; a source's is called `value`.
 fn check_format(decl: &CreateTable, options: &Options, columns: &[Column], findings: &mut Vec<Finding>) {
     if options.format != Some(Format::RawString) {
         return;
     }
     let mut held = columns.iter().filter(|column| column.source == ColumnSource::Record);
+    let is_source = options.kind != Some(TableKind::Sink);
     let fits = match (held.next(), held.next()) {
-        (Some(only), None) => only.name == "value" && only.data_type == ColumnType::Text,
+        (Some(only), None) => (!is_source || only.name == "value") && only.data_type == ColumnType::Text,
         _ => false,
     };
     if !fits {
-        let finding =
-            Finding::error(decl.name.span, "a table in format 'raw_string' has one column, the text");
-        findings.push(finding.help("write (value TEXT NOT NULL)"));
+        let message = match is_source {
+            true => "a table in format 'raw_string' has one column, the text",
+            false => "a sink in format 'raw_string' has exactly one column, TEXT",
+        };
+        findings.push(Finding::error(decl.name.span, message).help("write (value TEXT NOT NULL)"));
     }
 }

@@ -323,10 +323,6 @@ fn connector_of(decl: &CreateTable, connector: &str, findings: &mut Vec<Finding>
 fn check_format(decl: &CreateTable, connector: &str, read: &Options, findings: &mut Vec<Finding>) {
     let format_at = option(decl, "format").map_or(decl.name.span, |option| option.value_at);
     let refused = match (connector, read.kind, read.format) {
-        ("kafka", SINK, Some(format @ (Format::Arrow | Format::RawString))) => {
-            let message = format!("a kafka sink in format '{}' is not supported yet", format_name(format));
-            Some((message, "write format = 'json'"))
-        }
         ("stdout", _, Some(Format::Arrow)) => {
             Some(("stdout is for people: it has no format 'arrow'".to_owned(), "write format = 'json'"))
         }

@@ -15,7 +15,7 @@ use bytes::Bytes;
 
 use super::{ConnectorError, Input, Piece, Place};
 use crate::log::Record;
-use crate::log::codec::{CodecError, MAX_ROWS, RecordCodec};
+use crate::log::codec::RecordCodec;
 use crate::reaction::table::{Format, Table};
 
 /// So many lines, or so many bytes, are read as one record.
@@ -128,14 +128,15 @@ fn arrow_pieces(
     Ok(std::iter::from_fn(next_batch).flat_map(move |batch| {
         let records = batch.map_err(&no_arrow).and_then(|batch| {
             let batch = fitted(&batch, codec.schema()).map_err(|error| no_arrow(error.to_string()))?;
-            encode(&codec, &batch).map_err(|error| place.refused(&error))
+            codec.encode_all(&batch).map_err(|error| place.refused(&error))
         });
         let pieces: Vec<_> = match records {
             Err(error) => vec![Err(error)],
             Ok(records) => records
                 .into_iter()
-                .map(|mut record| {
-                    record.offset = offset;
+                .map(|new| {
+                    let record =
+                        Record { headers: new.headers, ..record(offset, new.value.unwrap_or_default()) };
                     offset += 1;
                     Ok(Piece { record, place: place.clone() })
                 })
@@ -156,27 +157,4 @@ fn fitted(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowE
         }
     }
     RecordBatch::try_new(Arc::new(arrow::datatypes::Schema::new(fields)), columns)
-}
-
-/// As many records as the rows need.
-fn encode(codec: &RecordCodec, batch: &RecordBatch) -> Result<Vec<Record>, CodecError> {
-    let mut records = Vec::new();
-    let mut waiting = vec![batch.clone()];
-    while let Some(batch) = waiting.pop() {
-        let rows = batch.num_rows();
-        let halves = || [batch.slice(rows / 2, rows - rows / 2), batch.slice(0, rows / 2)];
-        if rows > MAX_ROWS {
-            waiting.extend(halves());
-            continue;
-        }
-        match codec.encode(&batch) {
-            Ok(new) => records.extend(
-                new.into_iter()
-                    .map(|new| Record { headers: new.headers, ..record(0, new.value.unwrap_or_default()) }),
-            ),
-            Err(CodecError::TooLarge(_)) if rows > 1 => waiting.extend(halves()),
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(records)
 }

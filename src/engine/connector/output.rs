@@ -48,14 +48,16 @@ impl Output {
                 Self::Arrow { shown, to: Box::new(to) }
             }
             Format::Json | Format::RawString => {
-                Self::Lines { codec: RecordCodec::new(sink), shown, to: Box::new(file) }
+                let codec = RecordCodec::in_format(sink, sink.format);
+                Self::Lines { codec, shown, to: Box::new(file) }
             }
         })
     }
 
     /// Lines to `to`, which is standard output, as they come.
     pub fn stdout(sink: &Table, to: Box<dyn Write>) -> Self {
-        Self::Lines { codec: RecordCodec::new(sink), shown: "standard output".to_owned(), to }
+        let codec = RecordCodec::in_format(sink, sink.format);
+        Self::Lines { codec, shown: "standard output".to_owned(), to }
     }
 
     /// Writes rows with the sink's columns.
