@@ -12,9 +12,9 @@ use super::print::{Printed, Shape};
 use crate::engine::bounded::{BoundedError, run_to_end};
 use crate::engine::compile::CompiledQuery;
 use crate::engine::connector::output::Output;
-use crate::engine::connector::{ConnectorError, Input, file, impulse, resolve};
+use crate::engine::connector::{ConnectorError, Cursor, Input, file, impulse, resolve};
 use crate::reaction::figures::Figures;
-use crate::reaction::table::{Connector, Format, Framing, Table};
+use crate::reaction::table::{Connector, Table};
 use crate::sql::{Program, Query, SqlFile, declaring_file, plan_program_with};
 
 const NO_SOURCE: &str = "is a topic of the log (connector = 'kafka'), which has no end; declare it with connector = \
@@ -100,10 +100,9 @@ fn run_query(
     progress: &ProgressBar,
     on_result: impl FnMut(usize, &RecordBatch) -> Result<(), ConnectorError>,
 ) -> Result<Figures, Failure> {
-    let query = Query { sources: query.sources.iter().map(as_read).collect(), ..query.clone() };
     progress.set_message(query.name.clone());
     let failed = |error: &dyn std::fmt::Display| Failure::input(format!("{}: {error}", query.name));
-    let compiled = CompiledQuery::compile(&query).map_err(|error| failed(&error))?;
+    let compiled = CompiledQuery::compile(query).map_err(|error| failed(&error))?;
     let mut inputs: Vec<Input> = Vec::new();
     for source in &compiled.sources {
         let progress = progress.clone();
@@ -115,22 +114,13 @@ fn run_query(
     })
 }
 
-/// A file holds its rows in lines, whatever a record of the table would hold.
-fn as_read(source: &Table) -> Table {
-    let mut source = source.clone();
-    if source.format == Format::Json {
-        source.with.framing = Some(Framing::Newline);
-    }
-    source
-}
-
 fn open_input(source: &Table, files: &[SqlFile]) -> Result<Input, Failure> {
     match &source.with.connector {
         Connector::SingleFile { path } => {
-            file::read(source, &place(path, source, files), path).map_err(failure)
+            file::read(source, &place(path, source, files), path, Cursor::default()).map_err(failure)
         }
         Connector::Impulse { event_rate, message_count } => {
-            Ok(impulse::impulse(source, *event_rate, message_count.unwrap_or_default()))
+            Ok(impulse::impulse(source, *event_rate, message_count.unwrap_or_default(), Cursor::default()))
         }
         // Refused before.
         _ => Ok(Box::new(std::iter::empty())),

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, RecordBatch, UInt64Array};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, TimestampNanosecondArray, UInt64Array};
 use arrow::compute::{cast, take_record_batch};
 use arrow::datatypes::{DataType, Schema};
 use bytes::Bytes;
@@ -21,8 +21,9 @@ use crate::log::{
 };
 use crate::reaction::json::json_value;
 use crate::reaction::live::DEFAULT_ROOM;
+use crate::reaction::schema::arrow_type;
 use crate::reaction::table::{Format, Table};
-use crate::reaction::time::format_rfc3339;
+use crate::reaction::time::{NS_PER_MS, format_rfc3339};
 
 /// What a record says of its window besides rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,16 +108,19 @@ fn written(sink: &Table, partitions: u32, batch: &RecordBatch) -> Result<Vec<Wri
     let place = |key: Option<&str>| key.map_or(0, |key| partition_of(key.as_bytes(), partitions));
     let one = |key: Option<String>, room: String, rows: usize, value: Option<Bytes>| Written {
         partition: place(key.as_deref()),
-        record: NewRecord { key: key.map(Bytes::from), value, headers: Vec::new() },
+        record: NewRecord { key: key.map(Bytes::from), value, ..NewRecord::default() },
         room,
         rows,
     };
+    let stamps = Stamps::new(sink, batch)?;
     match sink.record_format() {
         Format::Json => {
-            let rows = json_rows(sink, batch)?.into_iter().map(|row| {
+            let rows = json_rows(sink, batch)?.into_iter().zip(0..).map(|(row, place)| {
                 let key = sink.key_field.as_ref().and_then(|field| row.get(field)).map(text_of);
                 let value = serde_json::to_vec(&row).map_err(external)?;
-                Ok(one(key, room_of(row.get(COLUMN_ROOM)), 1, Some(value.into())))
+                let mut written = one(key, room_of(row.get(COLUMN_ROOM)), 1, Some(value.into()));
+                written.record.timestamp_ms = stamps.of([place]);
+                Ok(written)
             });
             rows.collect()
         }
@@ -132,15 +136,38 @@ fn written(sink: &Table, partitions: u32, batch: &RecordBatch) -> Result<Vec<Wri
             let (codec, batch) = (RecordCodec::new(sink), as_declared(sink, batch)?);
             let mut records = Vec::new();
             for ((key, room), rows) in together(sink, &batch)? {
+                let stamp_ms = stamps.of(rows.iter().copied());
                 let rows = take_record_batch(&batch, &UInt64Array::from(rows))?;
                 for new in codec.encode_all(&rows).map_err(external::<CodecError>)? {
                     let mut written = one(key.clone(), room.clone(), rows_in(&new), new.value);
                     written.record.headers = new.headers;
+                    written.record.timestamp_ms = stamp_ms;
                     records.push(written);
                 }
             }
             Ok(records)
         }
+    }
+}
+
+/// What `'sink.timestamp_field'` says of each row.
+struct Stamps(Option<TimestampNanosecondArray>);
+
+impl Stamps {
+    fn new(sink: &Table, batch: &RecordBatch) -> Result<Self> {
+        let place = sink.with.timestamp_field.as_deref().and_then(|field| sink.column(field));
+        let Some((place, column)) = place else { return Ok(Self(None)) };
+        let times = cast(batch.column(place), &arrow_type(column.data_type))?;
+        Ok(Self(times.as_primitive_opt().cloned()))
+    }
+
+    /// The stamp of a record of these rows: the latest of theirs, in milliseconds. A row without leaves it to the log.
+    fn of(&self, rows: impl IntoIterator<Item = u64>) -> Option<i64> {
+        let times = self.0.as_ref()?;
+        let time = |row: u64| {
+            usize::try_from(row).ok().filter(|row| times.is_valid(*row)).map(|row| times.value(row))
+        };
+        rows.into_iter().filter_map(time).max().map(|ns| ns.div_euclid(NS_PER_MS))
     }
 }
 
@@ -219,7 +246,7 @@ fn json_rows(sink: &Table, batch: &RecordBatch) -> Result<Vec<Map<String, Value>
 mod tests {
     use std::collections::BTreeMap;
 
-    use arrow::array::{Int64Array, StringArray, TimestampNanosecondArray};
+    use arrow::array::{Int64Array, StringArray};
 
     use super::*;
     use crate::log::Record;

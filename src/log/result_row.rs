@@ -5,6 +5,7 @@
 //! go on after a crash where it stopped, and query reads everything back.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::compute::cast;
@@ -19,7 +20,7 @@ use super::{
 };
 use crate::reaction::json::json_value;
 use crate::reaction::live::DEFAULT_ROOM;
-use crate::reaction::schema::arrow_type;
+use crate::reaction::schema::arrow_schema;
 use crate::reaction::table::{Format, Table};
 use crate::reaction::time::{Window, parse_rfc3339};
 
@@ -94,20 +95,31 @@ fn rows<'a>(table: &Table, record: &'a Record) -> Result<Vec<Fields<'a>>, String
     }
 }
 
-/// The rows of an Arrow record, each value as [`json_value`] writes it. What a sink declares NOT NULL is not checked
-/// here: a window is shown as it was committed.
-fn arrow_rows(table: &Table, record: &Record) -> Result<Vec<Fields<'static>>, String> {
+/// The rows of a sink's record in Arrow, text without dictionary. What a sink declares NOT NULL is not checked here: rows
+/// are shown as they were committed.
+///
+/// # Errors
+/// When the record holds something else.
+pub fn batch_of(table: &Table, record: &Record) -> Result<RecordBatch, String> {
     let mut table = table.clone();
     table.columns.iter_mut().for_each(|column| column.nullable = true);
     let places: Vec<usize> = (0..table.columns.len()).collect();
-    let batch: RecordBatch =
-        RecordCodec::new(&table).decode(0, record, &places).map_err(|error| error.to_string())?;
+    let batch = RecordCodec::new(&table).decode(0, record, &places).map_err(|error| error.to_string())?;
+    let schema = arrow_schema(&table);
+    let columns = batch.columns().iter().zip(schema.fields());
+    let columns = columns.map(|(values, field)| cast(values, field.data_type())).collect::<Result<_, _>>();
+    columns
+        .and_then(|columns| RecordBatch::try_new(Arc::clone(&schema), columns))
+        .map_err(|error| error.to_string())
+}
+
+/// The rows of an Arrow record, each value as [`json_value`] writes it.
+fn arrow_rows(table: &Table, record: &Record) -> Result<Vec<Fields<'static>>, String> {
+    let batch = batch_of(table, record)?;
     let mut rows: Vec<Fields<'_>> = (0..batch.num_rows()).map(|_| Fields(Vec::new())).collect();
     for (column, values) in table.columns.iter().zip(batch.columns()) {
-        // A dictionary of text would be taken apart for every row.
-        let values = cast(values, &arrow_type(column.data_type)).map_err(|error| error.to_string())?;
         for (row, fields) in rows.iter_mut().enumerate() {
-            let value = json_value(&values, row).ok_or_else(|| format!("no JSON form of {}", column.name))?;
+            let value = json_value(values, row).ok_or_else(|| format!("no JSON form of {}", column.name))?;
             fields.0.push((Cow::Owned(column.name.clone()), raw(&value)?));
         }
     }
@@ -214,7 +226,7 @@ pub(crate) fn quoted(text: &str) -> String {
 #[cfg(test)]
 pub(crate) fn result_record(window_ms: (i64, i64), rows: u64, value: serde_json::Value) -> NewRecord {
     let at = |ms: i64| crate::reaction::time::format_rfc3339(ms * crate::reaction::time::NS_PER_MS);
-    NewRecord { key: None, value: Some(value.to_string().into()), headers: Vec::new() }
+    NewRecord { value: Some(value.to_string().into()), ..NewRecord::default() }
         .header(HEADER_WINDOW_START, at(window_ms.0))
         .header(HEADER_WINDOW_END, at(window_ms.1))
         .header(HEADER_FINAL, "true")
@@ -258,7 +270,7 @@ mod tests {
     use serde_json::json;
 
     fn read(record: NewRecord) -> Result<ResultRow, String> {
-        let NewRecord { key, value, headers } = record;
+        let NewRecord { key, value, headers, .. } = record;
         let record = Record { offset: 0, timestamp_ms: 0, key, value, headers };
         super::read(&emoji_counts(), &record, &LIVE_COLUMNS).map(|mut rows| rows.remove(0))
     }

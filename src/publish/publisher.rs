@@ -19,7 +19,7 @@ use crate::log::result_row::{self, LIVE_COLUMNS, is_of_window};
 use crate::log::{
     Lease, Log, LogError, ReadBatch, TOPIC_CHECKPOINTS, TOPIC_LIVE, Transaction, Writer, failpoint,
 };
-use crate::reaction::table::{Table, TableKind};
+use crate::reaction::table::Table;
 use crate::shutdown::Tasks;
 
 /// Bytes of rows in windows not yet told, above which partitions that are ahead wait for those behind.
@@ -128,7 +128,7 @@ impl Publisher {
         program: &mut watch::Receiver<Arc<ProgramView>>,
     ) {
         let program = Arc::clone(&program.borrow_and_update());
-        feeds.set_tables(program.tables_of(TableKind::Sink).cloned(), |table: &Table| -> Positions {
+        feeds.set_tables(program.result_tables().cloned(), |table: &Table| -> Positions {
             sequencer.position(&table.name, &table.topic).map(|at| at.resume.clone()).unwrap_or_default()
         });
         // Where a removed table stood stays known, should it come back; its records are no longer needed.

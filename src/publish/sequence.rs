@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::gather::{Gather, Told, Whole, WindowKey};
@@ -119,18 +118,14 @@ impl Sequencer {
                 continue;
             }
             self.next_sequence += 1;
-            let record = NewRecord { key: None, value: Some(text.into()), headers: Vec::new() };
+            let record = NewRecord { value: Some(text.into()), ..NewRecord::default() };
             records.push((TOPIC_LIVE.to_owned(), 0, record));
         }
         let messages = records.len();
         let (checkpoint, consumed) = self.checkpoint();
-        let record = NewRecord {
-            key: Some(Bytes::from_static(WRITER_ID.as_bytes())),
-            value: Some(serde_json::to_vec(&checkpoint)?.into()),
-            headers: Vec::new(),
-        };
+        let record = NewRecord::keyed(WRITER_ID, Some(serde_json::to_vec(&checkpoint)?));
         records.push((TOPIC_CHECKPOINTS.to_owned(), 0, record));
-        let transaction = Transaction { records, consumed: Some((WRITER_ID.to_owned(), consumed)) };
+        let transaction = Transaction { records, consumed: vec![(WRITER_ID.to_owned(), consumed)] };
         Ok(Some(Commit { transaction, messages, too_long }))
     }
 
@@ -191,7 +186,7 @@ mod tests {
     use serde_json::json;
 
     fn feed(sequencer: &mut Sequencer, offset: i64, window_ms: (i64, i64), value: serde_json::Value) {
-        let NewRecord { key, value, headers } = result_record(window_ms, 1, value);
+        let NewRecord { key, value, headers, .. } = result_record(window_ms, 1, value);
         let record = Record { offset, timestamp_ms: 0, key, value, headers };
         let mut rows = result_row::read(&emoji_counts(), &record, &LIVE_COLUMNS).unwrap();
         let row = rows.remove(0);

@@ -3,10 +3,13 @@
 use std::path::Path;
 use std::time::Duration;
 
+use emostream::log::kafka::{KafkaLog, KafkaSettings};
+use emostream::log::{Log, NewRecord, Retention, TopicSpec, Transaction};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::binary::{Running, post_json};
+use crate::support::binary::{Running, emostream, post_json};
+use crate::support::kafka::Broker;
 
 /// A folder with these files under `sql/`.
 fn folder(files: &[(&str, &str)]) -> TempDir {
@@ -87,4 +90,65 @@ async fn results_look_the_same_whatever_the_format_of_their_sink() {
     let text_windows = up.windows("as_text", enough).await;
     assert_eq!(text_windows[1]["rows"], json!([{"who": "ada"}, {"who": "ada"}, {"who": "bob \"b\""}]));
     assert_eq!(messages(text, 2).await[0][2], text_windows[1]["rows"]);
+}
+
+const ON_KAFKA: &str = "
+CREATE TABLE sent (user_id TEXT NOT NULL, at TIMESTAMP NOT NULL, WATERMARK FOR at)
+WITH (connector = 'kafka', type = 'source', format = 'json', bootstrap_servers = 'BROKER', 'source.group_id' = 'others',
+  'source.offset' = 'group', client_configs = 'fetch.max.bytes=2000000');
+CREATE TABLE counts (window_start TIMESTAMP, window_end TIMESTAMP, n BIGINT)
+WITH (connector = 'kafka', type = 'sink', bootstrap_servers = 'BROKER', 'sink.timestamp_field' = 'window_end',
+  client_configs = 'linger.ms=1');
+";
+const COUNT: &str = "INSERT INTO counts SELECT window.start, window.end, n FROM (
+  SELECT tumble(INTERVAL '2 seconds') AS window, count(*) AS n FROM sent GROUP BY window);";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_names_its_broker_runs_there_from_where_a_group_stands_on_kafka() {
+    let broker = Broker::start();
+    let log = KafkaLog::connect(KafkaSettings::new(&broker.address)).await.unwrap();
+    let hour = Retention::Age(Duration::from_secs(3600));
+    let spec = TopicSpec { name: "sent".to_owned(), partitions: 3, retention: hour, log_append_time: false };
+    log.create_topics(&[spec]).await.unwrap();
+    let row = |n: i64| NewRecord {
+        value: Some(format!("{{\"user_id\":\"u\",\"at\":\"2026-01-01T00:00:{n:02}Z\"}}").into()),
+        ..NewRecord::default()
+    };
+    log.append("sent", 0, (0..6).map(row).collect()).await.unwrap();
+    // Another program's group has read the first two.
+    let consumed = vec![("others".to_owned(), vec![("sent".to_owned(), 0, 2)])];
+    let mut others = log.fence("others").await.unwrap();
+    others.commit(Transaction { records: Vec::new(), consumed }).await.unwrap();
+
+    let tables = ON_KAFKA.replace("BROKER", &broker.address);
+    let folder = folder(&[("tables.sql", &tables), ("count.sql", COUNT)]);
+    let up = Running::up(folder.path(), &[]);
+    up.ready().await;
+    let windows = up.windows("counts", |windows| windows.len() == 2).await;
+    let counts: Vec<_> = windows.iter().map(|window| window["rows"][0]["n"].clone()).collect();
+    assert_eq!(counts, [2, 2], "the first two rows are in no window: {windows:?}");
+    let figures = up.poll("/v1/queries/count", |query| query["open"] == 0).await;
+    assert_eq!(figures["accepted"], 4, "{figures}");
+    assert_eq!(log.committed("others", "sent").await.unwrap()[&0], 6);
+
+    let partitions = log.describe("counts").await.unwrap().unwrap().len();
+    let mut reader = log.reader("counts", 0, 0).await.unwrap();
+    let mut stamps = Vec::new();
+    while stamps.len() < 2 {
+        let batch = reader.read(1 << 20, Duration::from_secs(10)).await.unwrap();
+        stamps.extend(batch.records.iter().map(|record| record.timestamp_ms));
+    }
+    assert_eq!((partitions, stamps), (3, vec![1_767_225_604_000, 1_767_225_606_000]));
+
+    // Another broker than the program's.
+    let elsewhere = tables.replace(&broker.address, "127.0.0.1:1");
+    write(folder.path(), "tables.sql", &elsewhere);
+    let refused = emostream(folder.path())
+        .args(["up", "--kafka", &broker.address, "--listen", "127.0.0.1:0"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    let place = "sql/tables.sql:3:85: error: the log is ";
+    assert!(said.contains(place) && said.contains("one transaction, which cannot span two logs"), "{said}");
 }

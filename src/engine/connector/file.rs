@@ -13,7 +13,7 @@ use arrow::error::ArrowError;
 use arrow::ipc::reader::{FileReader, StreamReader};
 use bytes::Bytes;
 
-use super::{ConnectorError, Input, Piece, Place};
+use super::{ConnectorError, Cursor, Input, Piece, Place};
 use crate::log::Record;
 use crate::log::codec::RecordCodec;
 use crate::reaction::table::{Format, Table};
@@ -30,16 +30,44 @@ const FILE_MAGIC: &[u8] = b"ARROW1";
 /// file, so `DEFAULT now()` is the Unix epoch.
 ///
 /// # Errors
-/// When it cannot be opened, or begins as no Arrow file does.
-pub fn read(table: &Table, path: &Path, shown: &str) -> Result<Input, ConnectorError> {
-    let place = Place { file: shown.to_owned(), line: 1 };
+/// When it cannot be opened, ends before `from`, or begins as no Arrow file does.
+pub fn read(table: &Table, path: &Path, shown: &str, from: Cursor) -> Result<Input, ConnectorError> {
     let failed = |error: std::io::Error| ConnectorError::Input(format!("{shown}: {error}"));
-    let file = File::open(path).map_err(failed)?;
-    Ok(match table.format {
-        Format::Json => Box::new(Lines { file: BufReader::new(file), place, offset: 0, most: LINES }),
-        Format::RawString => Box::new(Lines { file: BufReader::new(file), place, offset: 0, most: 1 }),
-        Format::Arrow => Box::new(arrow_pieces(table, file, shown)?),
-    })
+    let mut file = File::open(path).map_err(failed)?;
+    let most = match table.format {
+        Format::Json => LINES,
+        Format::RawString => 1,
+        Format::Arrow => {
+            let first = usize::try_from(from.next).unwrap_or(usize::MAX);
+            return Ok(Box::new(arrow_pieces(table, file, shown)?.skip(first)));
+        }
+    };
+    let bytes = file.metadata().map_err(failed)?.len();
+    if bytes < from.next {
+        let read = from.next;
+        return Err(ConnectorError::Input(format!(
+            "{shown}: it has {bytes} bytes, and {read} of it were read: it is another file; name it otherwise in 'path'"
+        )));
+    }
+    file.seek(SeekFrom::Start(from.next)).map_err(failed)?;
+    let place = Place { file: shown.to_owned(), line: from.lines + 1 };
+    Ok(Box::new(Lines { file: BufReader::new(file), place, offset: 0, most, bytes: from.next }))
+}
+
+/// The lines of a piece, each as one of its own: what is wrong with one is not wrong with the others.
+pub fn lines_of(piece: &Piece) -> Vec<Piece> {
+    let value = piece.record.value.clone().unwrap_or_default();
+    if piece.place.line == 0 {
+        return vec![piece.clone()];
+    }
+    let mut begin = 0;
+    let line = |(nth, text): (usize, &[u8])| {
+        let text = value.slice(begin..begin + text.len());
+        begin += text.len();
+        let place = Place { file: piece.place.file.clone(), line: piece.place.line + nth };
+        Piece { record: Record { value: Some(text), ..piece.record.clone() }, place, after: piece.after }
+    };
+    value.split_inclusive(|byte| *byte == b'\n').enumerate().map(line).collect()
 }
 
 fn record(offset: i64, value: Bytes) -> Record {
@@ -52,6 +80,8 @@ struct Lines {
     place: Place,
     offset: i64,
     most: usize,
+    /// Of the file, read so far.
+    bytes: u64,
 }
 
 impl Iterator for Lines {
@@ -80,10 +110,12 @@ impl Iterator for Lines {
         }
         self.place.line += lines;
         self.offset += 1;
+        self.bytes += text.len() as u64;
+        let after = Cursor { next: self.bytes, lines: self.place.line - 1 };
         if self.most == 1 && text.last() == Some(&b'\n') {
             text.pop();
         }
-        Some(Ok(Piece { record: record(self.offset - 1, text.into()), place }))
+        Some(Ok(Piece { record: record(self.offset - 1, text.into()), place, after }))
     }
 }
 
@@ -138,7 +170,8 @@ fn arrow_pieces(
                     let record =
                         Record { headers: new.headers, ..record(offset, new.value.unwrap_or_default()) };
                     offset += 1;
-                    Ok(Piece { record, place: place.clone() })
+                    let after = Cursor { next: record.offset.unsigned_abs() + 1, lines: 0 };
+                    Ok(Piece { record, place: place.clone(), after })
                 })
                 .collect(),
         };

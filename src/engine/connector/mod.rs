@@ -7,6 +7,8 @@ pub mod output;
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use crate::log::Record;
 use crate::log::codec::CodecError;
 
@@ -28,6 +30,17 @@ pub struct Piece {
     pub record: Record,
     /// Where it stands.
     pub place: Place,
+    /// Where the next one begins.
+    pub after: Cursor,
+}
+
+/// How far an input is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cursor {
+    /// Bytes of a file of lines, records of one in Arrow, rows of an impulse.
+    pub next: u64,
+    /// Lines before that.
+    pub lines: usize,
 }
 
 /// Where rows stand, for messages.

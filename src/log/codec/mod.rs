@@ -409,7 +409,7 @@ fn new_record(value: Vec<u8>, content_type: &str, rows: usize) -> Result<NewReco
     if value.len() > MAX_BYTES {
         return Err(CodecError::TooLarge(value.len()));
     }
-    let record = NewRecord { key: None, value: Some(Bytes::from(value)), headers: Vec::with_capacity(2) };
+    let record = NewRecord { value: Some(Bytes::from(value)), ..NewRecord::default() };
     Ok(record.header(HEADER_CONTENT_TYPE, content_type).header(HEADER_ROWS, rows.to_string()))
 }
 
