@@ -91,8 +91,9 @@ fn fit_for(
 }
 
 /// The program, if every query of it compiles.
-fn compiled(program: Program, files: &[SqlFile]) -> Result<Program, Vec<Diagnostic>> {
-    let refused = program.queries.iter().filter_map(|query| {
+pub(super) fn compiled(program: Program, files: &[SqlFile]) -> Result<Program, Vec<Diagnostic>> {
+    let selects = program.selects.iter().map(|select| &select.query);
+    let refused = program.queries.iter().chain(selects).filter_map(|query| {
         let error = CompiledQuery::compile(query).err()?;
         let file = files.iter().find(|file| file.text == query.text);
         let name = file.map_or_else(|| query.name.clone(), |file| file.name.clone());

@@ -74,8 +74,8 @@ pub(super) fn with_log_of(program: &Program, loaded: Loaded) -> Settings {
     let is_open = loaded.origins.get("log.kind").is_none_or(|(_, origin)| origin == "default");
     let mut settings = loaded.settings;
     let configured = servers_of(&settings.log.kafka.bootstrap_servers);
-    let named = program.tables.iter().map(|table| &table.with.bootstrap_servers);
-    if let Some(named) = named.filter(|named| !named.is_empty()).next()
+    let mut named = program.tables.iter().map(|table| &table.with.bootstrap_servers);
+    if let Some(named) = named.find(|named| !named.is_empty())
         && is_open
         && (configured.is_empty() || configured == *named)
     {

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::committing::RETRY;
-use super::connector::{ConnectorError, Cursor, Input, Piece, file, impulse, resolve};
+use super::connector::{ConnectorError, Cursor, Input, Piece, file, impulse, lines_of, resolve};
 use super::failure::{Failure, lock};
 use super::shared::Shared;
 use crate::clock;
@@ -258,7 +258,7 @@ fn some(input: &mut Input, codec: &RecordCodec) -> Result<Option<(Vec<NewRecord>
         if size <= MAX_BYTES && codec.decode(0, &piece.record, &columns).is_ok() {
             records.push(new_record(piece));
         } else {
-            records.extend(file::lines_of(&piece).into_iter().filter(has_text).map(new_record));
+            records.extend(lines_of(&piece).into_iter().filter(has_text).map(new_record));
         }
     }
     Ok(after.map(|after| (records, after)))

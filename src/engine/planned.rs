@@ -227,11 +227,13 @@ pub(super) fn at_start(file: String, message: &str, source_line: &str) -> Diagno
     }
 }
 
-/// What a query that was planned cannot be compiled for, at its first INSERT.
+/// What a query that was planned cannot be compiled for, at its first INSERT, or SELECT.
 pub(crate) fn not_compiled(file: String, text: &str, message: &str) -> Diagnostic {
-    let lines = text.lines().enumerate();
-    let insert = lines.filter_map(|(index, line)| Some((index, line, line.to_lowercase().find("insert")?)));
-    let Some((index, line, before)) = insert.into_iter().next() else {
+    let first = |word: &str| {
+        let mut lines = text.lines().enumerate();
+        lines.find_map(|(index, line)| Some((index, line, line.to_lowercase().find(word)?)))
+    };
+    let Some((index, line, before)) = first("insert").or_else(|| first("select")) else {
         return at_start(file, message, text.lines().next().unwrap_or_default());
     };
     let column = line.char_indices().take_while(|(place, _)| *place < before).count() as u64 + 1;

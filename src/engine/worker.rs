@@ -22,8 +22,8 @@ use super::failure::{Failure, lock};
 use super::reading::{describe, observe_lag, ranges, read_partition};
 use super::run::{COMMIT_EVERY, Committed, Run};
 use super::shared::Shared;
-use super::takeover;
 use super::ticks::Ticks;
+use super::{group, takeover};
 use crate::clock;
 use crate::log::{Log, LogError, Record, TOPIC_CHECKPOINTS, Writer};
 use crate::reaction::checkpoint::{Checkpoint, Gap};
@@ -192,7 +192,7 @@ impl RunningQuery {
             tracing::error!(query = self.query.name, ?state, reason, "the query stopped");
             self.set(state, Some(reason));
             if state == State::Fenced {
-                self.shared.tell_fenced();
+                self.shared.fenced.cancel();
             }
             if state != State::Recovering {
                 return;

@@ -64,6 +64,22 @@ impl Place {
     }
 }
 
+/// The lines of a piece, each as one of its own: what is wrong with one is not wrong with the others.
+pub fn lines_of(piece: &Piece) -> Vec<Piece> {
+    let value = piece.record.value.clone().unwrap_or_default();
+    if piece.place.line == 0 {
+        return vec![piece.clone()];
+    }
+    let mut begin = 0;
+    let line = |(nth, text): (usize, &[u8])| {
+        let text = value.slice(begin..begin + text.len());
+        begin += text.len();
+        let place = Place { file: piece.place.file.clone(), line: piece.place.line + nth };
+        Piece { record: Record { value: Some(text), ..piece.record.clone() }, place, after: piece.after }
+    };
+    value.split_inclusive(|byte| *byte == b'\n').enumerate().map(line).collect()
+}
+
 /// An input's pieces, in order.
 pub type Input = Box<dyn Iterator<Item = Result<Piece, ConnectorError>> + Send>;
 
