@@ -129,6 +129,7 @@ async fn measure(log: &Arc<dyn Log>, rows: usize, record_rows: usize) -> Result<
         folder: sql.path().to_owned(),
         partitions: PARTITIONS,
         retention: Duration::from_secs(86_400),
+        servers: Vec::new(),
     };
     let seat = Seat::occupy(log, place, &Settings::default(), &tasks).await?;
     let engine = seat.engine().ok_or("no engine")?;

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::Failure;
-use crate::config;
+use crate::config::{self, LogKind, Settings};
 use crate::engine::compile::CompiledQuery;
-use crate::engine::planned::not_compiled;
-use crate::reaction::table::{Table, TableKind};
+use crate::engine::planned::{elsewhere, not_compiled, unfit_configs};
+use crate::reaction::table::{Table, TableKind, servers_of};
 use crate::sql::files::{TABLES_FILE, load_file, load_folder};
 use crate::sql::{Diagnostic, Program, SqlFile, explain, plan_program_with, warning_at_watermark};
 
@@ -55,7 +55,9 @@ pub fn run(args: &CheckArgs) -> Result<(), Failure> {
             format!("no *.sql file in {}; name the files, or the folder by --sql", args.sql.display());
         return Err(Failure::input(message));
     }
-    let mut planned = plan_program_with(&files, &beside).and_then(|program| compiled(program, &files));
+    let mut planned = plan_program_with(&files, &beside)
+        .and_then(|program| fit_for(program, &files, &beside, &settings))
+        .and_then(|program| compiled(program, &files));
     if let Ok(program) = &mut planned {
         let read: Vec<SqlFile> = files.iter().chain(&beside).cloned().collect();
         let warnings = short_delays(program, &read, settings.ingest.flush_interval_ms);
@@ -72,9 +74,26 @@ pub fn run(args: &CheckArgs) -> Result<(), Failure> {
     }
 }
 
+/// The program, if its tables fit each other's clients and the configured Kafka, if there is one.
+fn fit_for(
+    program: Program,
+    files: &[SqlFile],
+    beside: &[SqlFile],
+    settings: &Settings,
+) -> Result<Program, Vec<Diagnostic>> {
+    let read: Vec<SqlFile> = files.iter().chain(beside).cloned().collect();
+    let mut refused = unfit_configs(&program, &read);
+    if settings.log.kind == LogKind::Kafka {
+        let servers = servers_of(&settings.log.kafka.bootstrap_servers);
+        refused.extend(elsewhere(&program, &read, &servers));
+    }
+    if refused.is_empty() { Ok(program) } else { Err(refused) }
+}
+
 /// The program, if every query of it compiles.
-fn compiled(program: Program, files: &[SqlFile]) -> Result<Program, Vec<Diagnostic>> {
-    let refused = program.queries.iter().filter_map(|query| {
+pub(super) fn compiled(program: Program, files: &[SqlFile]) -> Result<Program, Vec<Diagnostic>> {
+    let selects = program.selects.iter().map(|select| &select.query);
+    let refused = program.queries.iter().chain(selects).filter_map(|query| {
         let error = CompiledQuery::compile(query).err()?;
         let file = files.iter().find(|file| file.text == query.text);
         let name = file.map_or_else(|| query.name.clone(), |file| file.name.clone());

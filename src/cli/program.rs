@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use super::Failure;
 use super::serve::{Failed, log_failure};
-use crate::config::Settings;
+use crate::config::{Loaded, LogKind, Settings};
 use crate::engine::{EngineError, Place, Seat};
-use crate::reaction::table::{Connector, TableKind};
+use crate::reaction::table::{TableKind, servers_of};
 use crate::sql::{self, Program, SqlFile};
 
 /// Where the SQL is when nobody says.
@@ -33,10 +33,6 @@ pub(super) fn load(dir: Option<&Path>) -> Result<Program, Failure> {
     let program = plan(&files)?;
     if !program.tables.iter().any(|table| table.kind == TableKind::Source) {
         let detail = "no file declares a source table (CREATE TABLE … WITH (type = 'source', …))";
-        return Err(Failure::input(format!("{}: {detail}", folder.display())));
-    }
-    if let Some(table) = program.tables.iter().find(|table| table.with.connector != Connector::Kafka) {
-        let detail = format!("table '{}' is not in the log: only connector 'kafka' runs here", table.name);
         return Err(Failure::input(format!("{}: {detail}", folder.display())));
     }
     if program.queries.is_empty() {
@@ -73,12 +69,32 @@ fn write_first_files(folder: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Where the program is, and how its topics are made.
-pub(super) fn place(dir: Option<&Path>, settings: &Settings) -> Place {
+/// The settings, with the log that the program's tables name where the settings leave it open.
+pub(super) fn with_log_of(program: &Program, loaded: Loaded) -> Settings {
+    let is_open = loaded.origins.get("log.kind").is_none_or(|(_, origin)| origin == "default");
+    let mut settings = loaded.settings;
+    let configured = servers_of(&settings.log.kafka.bootstrap_servers);
+    let mut named = program.tables.iter().map(|table| &table.with.bootstrap_servers);
+    if let Some(named) = named.find(|named| !named.is_empty())
+        && is_open
+        && (configured.is_empty() || configured == *named)
+    {
+        settings.log.kind = LogKind::Kafka;
+        settings.log.kafka.bootstrap_servers = named.join(",");
+    }
+    settings
+}
+
+/// Where the program is, and how its topics are made. A role of its own is always on Kafka.
+pub(super) fn place(dir: Option<&Path>, settings: &Settings, is_on_kafka: bool) -> Place {
     Place {
         folder: dir.map_or_else(|| PathBuf::from(DEFAULT_DIR), Path::to_path_buf),
         partitions: settings.log.partitions,
         retention: settings.log.retention,
+        servers: match is_on_kafka {
+            true => servers_of(&settings.log.kafka.bootstrap_servers),
+            false => Vec::new(),
+        },
     }
 }
 

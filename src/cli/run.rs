@@ -7,14 +7,13 @@ use arrow::array::RecordBatch;
 use indicatif::ProgressBar;
 
 use super::Failure;
-use super::check::load_files;
+use super::check::{compiled, load_files};
 use super::print::{Printed, Shape};
-use crate::engine::bounded::{BoundedError, run_to_end};
+use crate::engine::bounded::{BoundedError, Ended, run_to_end};
 use crate::engine::compile::CompiledQuery;
 use crate::engine::connector::output::Output;
-use crate::engine::connector::{ConnectorError, Input, file, impulse, resolve};
-use crate::reaction::figures::Figures;
-use crate::reaction::table::{Connector, Format, Framing, Table};
+use crate::engine::connector::{ConnectorError, Cursor, Input, file, impulse, resolve};
+use crate::reaction::table::{Connector, Table};
 use crate::sql::{Program, Query, SqlFile, declaring_file, plan_program_with};
 
 const NO_SOURCE: &str = "is a topic of the log (connector = 'kafka'), which has no end; declare it with connector = \
@@ -42,7 +41,8 @@ pub struct Args {
 /// Exit code 1 for what is wrong in the SQL or an input, with its place; 3 when a file or the terminal fails.
 pub fn run(args: &Args) -> Result<(), Failure> {
     let (files, beside) = load_files(&args.files).map_err(|error| Failure::input(error.to_string()))?;
-    let program = plan_program_with(&files, &beside).map_err(|found| {
+    let planned = plan_program_with(&files, &beside).and_then(|program| compiled(program, &files));
+    let program = planned.map_err(|found| {
         found.iter().for_each(|diagnostic| eprintln!("{diagnostic}\n"));
         Failure::input("")
     })?;
@@ -58,15 +58,15 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         for sink in query.sinks() {
             outputs.push(open_output(sink, &files)?);
         }
-        let figures = run_query(query, &files, &progress, |output, rows| outputs[output].write(rows))?;
+        let ended = run_query(query, &files, &progress, |output, rows| outputs[output].write(rows))?;
         outputs.into_iter().try_for_each(Output::finish).map_err(failure)?;
-        tell(&query.name, &figures);
+        tell(&query.name, &ended);
     }
     for select in &program.selects {
         let mut printed = Printed::new(args.format, &select.columns, Box::new(std::io::stdout()));
-        let figures = run_query(&select.query, &files, &progress, |_, rows| printed.write(rows))?;
+        let ended = run_query(&select.query, &files, &progress, |_, rows| printed.write(rows))?;
         printed.finish().map_err(failure)?;
-        tell(&select.query.name, &figures);
+        tell(&select.query.name, &ended);
     }
     progress.finish_and_clear();
     Ok(())
@@ -99,11 +99,10 @@ fn run_query(
     files: &[SqlFile],
     progress: &ProgressBar,
     on_result: impl FnMut(usize, &RecordBatch) -> Result<(), ConnectorError>,
-) -> Result<Figures, Failure> {
-    let query = Query { sources: query.sources.iter().map(as_read).collect(), ..query.clone() };
+) -> Result<Ended, Failure> {
     progress.set_message(query.name.clone());
     let failed = |error: &dyn std::fmt::Display| Failure::input(format!("{}: {error}", query.name));
-    let compiled = CompiledQuery::compile(&query).map_err(|error| failed(&error))?;
+    let compiled = CompiledQuery::compile(query).map_err(|error| failed(&error))?;
     let mut inputs: Vec<Input> = Vec::new();
     for source in &compiled.sources {
         let progress = progress.clone();
@@ -115,22 +114,13 @@ fn run_query(
     })
 }
 
-/// A file holds its rows in lines, whatever a record of the table would hold.
-fn as_read(source: &Table) -> Table {
-    let mut source = source.clone();
-    if source.format == Format::Json {
-        source.with.framing = Some(Framing::Newline);
-    }
-    source
-}
-
 fn open_input(source: &Table, files: &[SqlFile]) -> Result<Input, Failure> {
     match &source.with.connector {
         Connector::SingleFile { path } => {
-            file::read(source, &place(path, source, files), path).map_err(failure)
+            file::read(source, &place(path, source, files), path, Cursor::default()).map_err(failure)
         }
         Connector::Impulse { event_rate, message_count } => {
-            Ok(impulse::impulse(source, *event_rate, message_count.unwrap_or_default()))
+            Ok(impulse::impulse(source, *event_rate, message_count.unwrap_or_default(), Cursor::default()))
         }
         // Refused before.
         _ => Ok(Box::new(std::iter::empty())),
@@ -161,7 +151,12 @@ fn failure(error: ConnectorError) -> Failure {
 }
 
 /// What a person would ask when rows are missing from a result.
-fn tell(query: &str, figures: &Figures) {
+fn tell(query: &str, ended: &Ended) {
+    let Ended { figures, bad, first_bad } = ended;
+    if let Some(first) = first_bad {
+        let what = "cannot be read and are not counted; bad_data = 'fail' would stop there. The first: ";
+        eprintln!("emostream: {query}: {bad} lines {what}{first}");
+    }
     if figures.late > 0 {
         let delay = "their order in the input is further from that of time than the watermark's delay";
         eprintln!("emostream: {query}: {} rows came late and are not counted: {delay}", figures.late);

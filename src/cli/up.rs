@@ -13,7 +13,7 @@ use crate::ingest::{self, Ingest};
 use crate::log::program as running_program;
 use crate::publish::{self, Front, Tier};
 use crate::query::{self, Query};
-use crate::reaction::table::{Table, TableKind};
+use crate::reaction::table::{Connector, Table, TableKind};
 use crate::sql::Program;
 
 /// Run everything in one process, on one port
@@ -38,10 +38,11 @@ pub struct Args {
 /// 1 when the SQL does not plan, 2 for wrong settings or a public address, 3 when the port or the data directory is
 /// taken, or the log fails.
 pub fn run(args: Args) -> Result<(), Failure> {
-    let settings = args.serve.settings.load()?.settings;
+    let loaded = args.serve.settings.load()?;
     let listen = args.serve.listen.unwrap_or_else(|| "127.0.0.1:8080".to_owned());
-    super::process::check_listen(&listen, &settings)?;
+    super::process::check_listen(&listen, &loaded.settings)?;
     let planned = program::load(args.sql.as_deref())?;
+    let settings = program::with_log_of(&planned, loaded);
     let place = match settings.log.kind {
         LogKind::Embedded => LogPlace::Embedded(args.data_dir.clone()),
         LogKind::Kafka => LogPlace::Kafka,
@@ -50,7 +51,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         LogKind::Embedded => format!("data in {}", args.data_dir.display()),
         LogKind::Kafka => format!("Kafka at {}", settings.log.kafka.bootstrap_servers),
     };
-    let sql = program::place(args.sql.as_deref(), &settings);
+    let sql = program::place(args.sql.as_deref(), &settings, settings.log.kind == LogKind::Kafka);
     serve::run(settings.clone(), &listen, place, |start| async move {
         start_all(&start, &planned, sql, &settings, &kept).await
     })
@@ -104,18 +105,18 @@ async fn start_all(
 
 /// Where it is, and the lines to try.
 fn banner(url: &str, planned: &Program, kept: &str) -> String {
-    let of = |kind| {
-        planned.tables.iter().find(|table: &&Table| table.kind == kind).map(|table| table.name.as_str())
-    };
-    let source = of(TableKind::Source).unwrap_or_default();
+    let of =
+        |is_wanted: &dyn Fn(&&Table) -> bool| planned.tables.iter().find(is_wanted).map(|table| &table.name);
+    let is_posted =
+        |table: &&Table| table.kind == TableKind::Source && table.with.connector == Connector::Kafka;
     let mut lines = vec![format!("emostream is running at {url} ({kept})"), String::new()];
-    lines.push(match source {
+    lines.extend(of(&is_posted).map(|source| match source.as_str() {
         "reactions" => format!(
             "send:  curl {url}/emoji -H 'content-type: application/json' -d '{{\"user_id\":\"me\",\"emoji_type\":\"😀\"}}'"
         ),
         source => format!("send:  curl {url}/v1/tables/{source} -H 'content-type: application/json' -d '[]'"),
-    });
-    if let Some(sink) = of(TableKind::Sink) {
+    }));
+    if let Some(sink) = of(&|table| table.kind == TableKind::Sink && table.is_in_the_log()) {
         lines.push(format!("watch: curl -N '{url}/v1/live?table={sink}'"));
         lines.push(format!("read:  curl '{url}/v1/results/{sink}?limit=5'"));
     }

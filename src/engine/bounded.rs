@@ -8,9 +8,10 @@ use datafusion::error::DataFusionError;
 
 use super::closing::{Closed, Closer, Lane, Start, total};
 use super::compile::CompiledQuery;
-use super::connector::{ConnectorError, Input};
+use super::connector::{ConnectorError, Input, Piece, lines_of};
 use super::partition::{Partition, TimeRules};
 use super::watermark;
+use crate::log::Record;
 use crate::reaction::figures::Figures;
 
 /// Rows are as early or late as their file says.
@@ -27,8 +28,19 @@ pub enum BoundedError {
     Query(#[from] DataFusionError),
 }
 
+/// What became of the inputs' rows.
+#[derive(Debug, Default)]
+pub struct Ended {
+    /// The account.
+    pub figures: Figures,
+    /// How many lines or records could not be read and are left out, as `bad_data = 'drop'` says.
+    pub bad: u64,
+    /// The first of them, with its place.
+    pub first_bad: Option<ConnectorError>,
+}
+
 /// Runs a query over its inputs, one for each of its sources in their order, and hands on the results as windows close:
-/// the output's place in the query, and its rows.
+/// the output's place in the query, and its rows. A line is a record here, so that a bad one costs no other.
 ///
 /// # Errors
 /// See [`BoundedError`]. What was handed on before stays.
@@ -36,12 +48,13 @@ pub fn run_to_end(
     query: &Arc<CompiledQuery>,
     inputs: Vec<Input>,
     mut on_result: impl FnMut(usize, &RecordBatch) -> Result<(), ConnectorError>,
-) -> Result<Figures, BoundedError> {
+) -> Result<Ended, BoundedError> {
     let start = Start::decide(query, None, &vec![vec![0]; inputs.len()]);
     let mut closer = Closer::new(Arc::clone(query), 1, &start);
     let partition = |lane: &Lane| Partition::new(Arc::clone(query), *lane, RULES, &start);
     let mut partitions = start.lanes.iter().map(partition).collect::<Result<Vec<_>, _>>()?;
     let mut inputs: Vec<Option<Input>> = inputs.into_iter().map(Some).collect();
+    let mut ended = Ended::default();
     loop {
         // The input that is furthest behind is read next, so that none makes the rows of another late.
         let open = (0..inputs.len()).filter(|&at| inputs[at].is_some());
@@ -52,11 +65,9 @@ pub fn run_to_end(
                 partitions[behind].end();
             }
             Some(piece) => {
-                let piece = piece?;
-                let mut pushed = partitions[behind].push(std::slice::from_ref(&piece.record), 0)?;
-                if let Some(error) = pushed.bad.pop().map(|(_, error)| error).or(pushed.stopped_by) {
-                    return Err(piece.place.refused(&error).into());
-                }
+                let (mut lines, first) = (lines_of(&piece?), partitions[behind].next());
+                (first..).zip(&mut lines).for_each(|(offset, line)| line.record.offset = offset);
+                push(&mut partitions[behind], &lines, &mut ended)?;
             }
         }
         let reached = watermark::minimum(partitions.iter().map(Partition::watermark));
@@ -69,7 +80,25 @@ pub fn run_to_end(
     }
     let account = total(partitions.iter().map(Partition::account));
     let open = partitions.iter().map(Partition::open).sum::<u64>() + closer.open();
-    Ok(closer.figures(account, open, closer.counted()))
+    ended.figures = closer.figures(account, open, closer.counted());
+    Ok(ended)
+}
+
+fn push(partition: &mut Partition, lines: &[Piece], ended: &mut Ended) -> Result<(), BoundedError> {
+    let records: Vec<Record> = lines.iter().map(|line| line.record.clone()).collect();
+    let mut done = 0;
+    while done < records.len() {
+        let pushed = partition.push(&records[done..], 0)?;
+        for (place, error) in &pushed.bad {
+            ended.bad += 1;
+            ended.first_bad.get_or_insert_with(|| lines[done + place].place.refused(error));
+        }
+        done += pushed.taken;
+        if let Some(error) = &pushed.stopped_by {
+            return Err(lines[done].place.refused(error).into());
+        }
+    }
+    Ok(())
 }
 
 fn hand_on(

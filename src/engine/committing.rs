@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use super::closing::Closed;
 use super::compile::CompiledQuery;
 use super::failure::Failure;
-use super::sink;
+use super::{group, sink};
 use crate::clock;
 use crate::log::failpoint;
 use crate::log::{Log, LogError, NewRecord, TOPIC_CHECKPOINTS, Transaction, Writer};
@@ -53,6 +52,9 @@ pub(super) fn transaction(
 ) -> Result<Transaction, Failure> {
     let (mut records, revision) = (Vec::new(), closed.checkpoint.revision);
     for ((output, closed), partitions) in query.outputs.iter().zip(&closed.outputs).zip(sink_partitions) {
+        if !output.sink.is_in_the_log() {
+            continue;
+        }
         let rows = sink::output_records(&output.sink, *partitions, closed, revision)?;
         let topic = &output.sink.topic;
         records.extend(rows.into_iter().map(|(partition, record)| (topic.clone(), partition, record)));
@@ -63,14 +65,9 @@ pub(super) fn transaction(
         .map_err(|error| Failure::Stop(format!("the checkpoint cannot be written: {error}")))?;
     let saved = closed.saved.iter().map(|saved| (saved.key.clone(), saved.value.clone()));
     for (key, value) in saved.chain([(query.name.clone(), Some(value))]) {
-        let record =
-            NewRecord { key: Some(Bytes::from(key)), value: value.map(Bytes::from), headers: Vec::new() };
-        records.push((TOPIC_CHECKPOINTS.to_owned(), 0, record));
+        records.push((TOPIC_CHECKPOINTS.to_owned(), 0, NewRecord::keyed(key, value)));
     }
-    let positions = closed.checkpoint.sources.iter().flat_map(|(topic, positions)| {
-        positions.iter().zip(0..).map(|(position, partition)| (topic.clone(), partition, position.seen))
-    });
-    Ok(Transaction { records, consumed: Some((format!("emostream.{}", query.name), positions.collect())) })
+    Ok(Transaction { records, consumed: group::consumed(query, &closed.checkpoint) })
 }
 
 /// Retention must not pass what this query would resume from.

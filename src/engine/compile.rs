@@ -16,6 +16,7 @@ use super::change::Rhythm;
 use super::expression::RowExpr;
 use super::snapshot::Shape;
 use super::window::{self, Panes};
+use crate::log::ClientConfigs;
 use crate::log::codec::RecordCodec;
 use crate::reaction::checkpoint::Checkpoint;
 use crate::reaction::table::{SourceOffset, Table};
@@ -153,6 +154,12 @@ impl CompiledQuery {
     /// Whether a sink wants early results.
     pub(super) fn tells_early(&self) -> bool {
         self.outputs.iter().any(|output| output.sink.with.emit_every_ns.is_some())
+    }
+
+    /// The properties of its writer: those of all its sinks.
+    pub(super) fn client_configs(&self) -> ClientConfigs {
+        let of_sinks = self.outputs.iter().map(|output| output.sink.with.client_configs.clone());
+        of_sinks.flatten().collect()
     }
 
     /// The longest delay of its sources.

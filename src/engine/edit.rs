@@ -16,10 +16,11 @@ use super::failure::lock;
 use super::planned::{Files, Planned, at_start, file_of};
 use super::slot::{Failed, Slot};
 use super::worker::QueryReport;
-use super::{Engine, Place, Running, blocking, folder, plan};
+use super::{Engine, Place, Running, blocking, folder, outside, plan};
 use crate::clock;
 use crate::log::program::{self, VersionEntry};
 use crate::log::{LogError, TopicSpec};
+use crate::reaction::table::{Connector, TableKind};
 use crate::sql::Diagnostic;
 
 /// The longest text of a query.
@@ -209,7 +210,7 @@ impl Engine {
         files: &Files,
         must: Option<&str>,
     ) -> Result<Planned, Vec<Diagnostic>> {
-        let planned = plan(&self.place.folder, files.clone()).await?;
+        let planned = plan(&self.place, files.clone()).await?;
         if let Some(name) = must.filter(|name| !planned.queries.contains_key(*name)) {
             let file = self.place.folder.join(file_of(name)).display().to_string();
             let message = "the text holds no INSERT INTO a sink SELECT …, so there is no query";
@@ -360,12 +361,17 @@ fn not_written(path: &Path, error: &std::io::Error) -> ChangeError {
     }
 }
 
-/// The topics of all tables.
+/// The topics of all tables. What is carried in or out keeps its order, in one partition; a source that no query reads
+/// needs no topic.
 pub(super) fn topics(planned: &Planned, place: &Place) -> Vec<TopicSpec> {
-    let mut topics = program::system_topics();
-    let with_topic = planned.tables.iter().filter(|table| !table.topic.is_empty());
-    for table in with_topic {
-        topics.push(program::table_topic(table, place.partitions, place.retention));
+    let (mut topics, carried) = (program::system_topics(), outside::carried(planned));
+    for table in planned.tables.iter().filter(|table| table.is_in_the_log()) {
+        let partitions = match table.with.connector {
+            Connector::Kafka => place.partitions,
+            _ if table.kind == TableKind::Source && !carried.contains_key(&table.name) => continue,
+            _ => 1,
+        };
+        topics.push(program::table_topic(table, partitions, place.retention));
         topics.extend(program::late_table_topic(table, place.partitions, place.retention));
     }
     topics

@@ -137,7 +137,7 @@ pub(super) struct Origin<'r> {
 
 impl Origin<'_> {
     fn described(&self, value: Option<Bytes>, reason: &str) -> NewRecord {
-        NewRecord { key: None, value: Some(value.unwrap_or_default()), headers: Vec::new() }
+        NewRecord { value: Some(value.unwrap_or_default()), ..NewRecord::default() }
             .header(HEADER_QUERY, self.query)
             .header(HEADER_TOPIC, self.topic)
             .header(HEADER_PARTITION, self.partition.to_string())

@@ -29,13 +29,17 @@ pub mod early;
 mod edit;
 mod expression;
 mod failure;
+mod feed;
 mod filling;
 mod folder;
 mod follow;
+mod group;
 mod groups;
 mod in_sequence;
 mod inspect;
 pub mod kept;
+mod outlet;
+mod outside;
 pub mod partition;
 pub(crate) mod planned;
 mod reading;
@@ -43,6 +47,7 @@ pub mod routes;
 mod run;
 pub mod saved;
 mod seat;
+mod seldom;
 mod session;
 mod shared;
 pub mod sink;
@@ -57,7 +62,7 @@ pub mod window;
 pub mod worker;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -109,6 +114,8 @@ pub struct Place {
     pub partitions: u32,
     /// How long a table's topic keeps records.
     pub retention: Duration,
+    /// The Kafka that is the log, as [`crate::reaction::table::servers_of`] has it; empty: the embedded one.
+    pub servers: Vec<String>,
 }
 
 /// What the program is read from at the start.
@@ -143,6 +150,7 @@ pub struct Engine {
     failures: slot::Failures,
 
     program: Mutex<Arc<Running>>,
+    carried: Mutex<outside::Carried>,
     slots: Mutex<BTreeMap<String, Arc<Slot>>>,
     /// One change at a time. Holds the folder's texts as they were when they were last looked at.
     changing: tokio::sync::Mutex<Files>,
@@ -181,7 +189,7 @@ impl Engine {
             }
             _ => follow::without_rolled_back(&before, &seen),
         };
-        let planned = plan(&place.folder, files).await.map_err(EngineError::Refused)?;
+        let planned = plan(&place, files).await.map_err(EngineError::Refused)?;
         log.create_topics(&edit::topics(&planned, &place)).await?;
         let view = program::store(log.as_ref(), &planned.view(), clock::wall_ns()).await?;
         let (failures, failed) = mpsc::channel(FAILURES);
@@ -191,6 +199,7 @@ impl Engine {
             tasks: tasks.clone(),
             failures,
             program: Mutex::new(Arc::new(Running { planned, view })),
+            carried: Mutex::default(),
             slots: Mutex::default(),
             changing: tokio::sync::Mutex::new(seen),
             place,
@@ -258,6 +267,7 @@ impl Engine {
     /// new ones can take over.
     fn reconcile(&self, mut goes_on: BTreeMap<String, Arc<Version>>) {
         let program = self.program();
+        self.carry(&program);
         let mut slots = lock(&self.slots);
         for (name, query) in &program.planned.queries {
             let number = program.view.queries.get(name).map_or(1, |entry| entry.version);
@@ -294,7 +304,7 @@ impl Engine {
             }
             let mut files = program.planned.files.clone();
             files.insert(planned::file_of(name), old.text.clone());
-            let planned = plan(&self.place.folder, files).await.ok();
+            let planned = plan(&self.place, files).await.ok();
             if let Some(query) = planned.and_then(|mut planned| planned.queries.remove(name)) {
                 versions.insert(name.clone(), Arc::new(Version { number, query }));
             }
@@ -307,9 +317,10 @@ impl Engine {
 const FAILURES: usize = 16;
 
 /// Plans where it may take its time.
-async fn plan(folder: &Path, files: Files) -> Result<Planned, Vec<Diagnostic>> {
-    let (within, name) = (folder.to_path_buf(), folder.display().to_string());
-    let planned = tokio::task::spawn_blocking(move || Planned::of(&within, &files)).await;
+async fn plan(place: &Place, files: Files) -> Result<Planned, Vec<Diagnostic>> {
+    let (place, name) = (place.clone(), place.folder.display().to_string());
+    let planned =
+        tokio::task::spawn_blocking(move || Planned::of(&place.folder, &place.servers, &files)).await;
     planned.unwrap_or_else(|error| {
         Err(vec![planned::at_start(name, &format!("the planner ended, this is a defect: {error}"), "")])
     })

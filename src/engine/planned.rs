@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use super::change;
 use super::compile::CompiledQuery;
+use crate::log::kafka::check_client_configs;
 use crate::log::late_topic;
 use crate::log::program::{ProgramView, QueryEntry};
-use crate::reaction::table::{Connector, LateRows, Table, TableKind};
-use crate::sql::{self, Diagnostic, Severity, SqlFile};
+use crate::reaction::table::{LateRows, Table, TableKind};
+use crate::sql::{self, Diagnostic, Program, Severity, SqlFile};
 
 /// The files' texts by name without folder.
 pub(super) type Files = BTreeMap<String, String>;
@@ -52,21 +53,22 @@ impl Planned {
     ///
     /// # Errors
     /// Everything that is wrong, each at its place; files are named as in `folder`.
-    pub(super) fn of(folder: &Path, files: &Files) -> Result<Self, Vec<Diagnostic>> {
+    /// `servers` is the Kafka that is the log, if that is one.
+    pub(super) fn of(folder: &Path, servers: &[String], files: &Files) -> Result<Self, Vec<Diagnostic>> {
         let named = |(name, text): (&String, &String)| SqlFile {
             name: folder.join(name).display().to_string(),
             text: text.clone(),
         };
         let named: Vec<SqlFile> = files.iter().map(named).collect();
         let program = sql::plan_program(&named)?;
+        let refused = elsewhere(&program, &named, servers).into_iter().chain(unfit_configs(&program, &named));
+        let refused: Vec<Diagnostic> = refused.collect();
+        if !refused.is_empty() {
+            return Err(refused);
+        }
         if !program.tables.iter().any(|table| table.kind == TableKind::Source) {
             let message = "no file declares a source table (CREATE TABLE … WITH (type = 'source', …))";
             return Err(vec![at_start(folder.display().to_string(), message, "")]);
-        }
-        if let Some(table) = program.tables.iter().find(|table| table.with.connector != Connector::Kafka) {
-            let message =
-                format!("table '{}' is not in the log: only connector 'kafka' runs here", table.name);
-            return Err(vec![Diagnostic { message, ..place_of(files, folder, &table.name) }]);
         }
         if let Some((sink, source)) = written_twice(&program.tables) {
             let message = format!(
@@ -129,9 +131,18 @@ impl Planned {
                 let suggestion = "declare a table with another name and topic beside it";
                 refused.push(Diagnostic { message, suggestion: Some(suggestion.to_owned()), ..place });
             };
-            if (old.kind, &old.topic, old.format) != (new.kind, &new.topic, new.format) {
-                let what = "type, topic and format of a table in use cannot change";
+            let connector = |table: &Table| std::mem::discriminant(&table.with.connector);
+            if (old.kind, &old.topic, old.format, connector(old))
+                != (new.kind, &new.topic, new.format, connector(new))
+            {
+                let what = "type, connector, topic and format of a table in use cannot change";
                 refuse(format!("table '{}': {what}", old.name));
+            }
+            if old.with.timestamp_field.is_some() != new.with.timestamp_field.is_some() {
+                refuse(format!(
+                    "table '{}': whether the log stamps the records of a topic cannot change",
+                    old.name
+                ));
             }
             for column in &old.columns {
                 let changed = new.column(&column.name).filter(|(_, new)| new.data_type != column.data_type);
@@ -146,6 +157,46 @@ impl Planned {
         }
         if refused.is_empty() { Ok(()) } else { Err(refused) }
     }
+}
+
+/// Tables on another log than the program's.
+pub(crate) fn elsewhere(program: &Program, files: &[SqlFile], servers: &[String]) -> Vec<Diagnostic> {
+    let named = |table: &&Table| !table.with.bootstrap_servers.is_empty();
+    let tables = program.tables.iter().filter(named).filter(|table| table.with.bootstrap_servers != servers);
+    let here = if servers.is_empty() { "the embedded one".to_owned() } else { servers.join(",") };
+    let refuse = |table: &Table| {
+        let message = format!("the log is {here}, not this Kafka: {}", sql::ONE_LOG);
+        let help = "leave the option out, or start with --kafka and these servers";
+        sql::error_at_option(files, &table.name, "bootstrap_servers", &message, help)
+    };
+    tables.map(refuse).collect()
+}
+
+/// Tables with properties that librdkafka does not take, or that one writer cannot have both.
+pub(crate) fn unfit_configs(program: &Program, files: &[SqlFile]) -> Vec<Diagnostic> {
+    let refuse = |table: &Table, message: &str, help: &str| {
+        sql::error_at_option(files, &table.name, "client_configs", message, help)
+    };
+    let mut refused = Vec::new();
+    for table in &program.tables {
+        if let Err(why) = check_client_configs(&table.with.client_configs) {
+            refused.push(refuse(table, &why, "librdkafka's CONFIGURATION.md lists the properties"));
+        }
+    }
+    for query in &program.queries {
+        let mut known: BTreeMap<&String, (&String, &Table)> = BTreeMap::new();
+        for sink in query.sinks() {
+            for (name, value) in &sink.with.client_configs {
+                let (first, other) = *known.entry(name).or_insert((value, sink));
+                if first != value {
+                    let message =
+                        format!("'{}' says {name}={first}, and one writer writes both sinks", other.name);
+                    refused.push(refuse(sink, &message, &format!("write {name}={first}, or leave it out")));
+                }
+            }
+        }
+    }
+    refused
 }
 
 /// A sink on the topic that a source's late rows go to.
@@ -176,11 +227,13 @@ pub(super) fn at_start(file: String, message: &str, source_line: &str) -> Diagno
     }
 }
 
-/// What a query that was planned cannot be compiled for, at its first INSERT.
+/// What a query that was planned cannot be compiled for, at its first INSERT, or SELECT.
 pub(crate) fn not_compiled(file: String, text: &str, message: &str) -> Diagnostic {
-    let lines = text.lines().enumerate();
-    let insert = lines.filter_map(|(index, line)| Some((index, line, line.to_lowercase().find("insert")?)));
-    let Some((index, line, before)) = insert.into_iter().next() else {
+    let first = |word: &str| {
+        let mut lines = text.lines().enumerate();
+        lines.find_map(|(index, line)| Some((index, line, line.to_lowercase().find(word)?)))
+    };
+    let Some((index, line, before)) = first("insert").or_else(|| first("select")) else {
         return at_start(file, message, text.lines().next().unwrap_or_default());
     };
     let column = line.char_indices().take_while(|(place, _)| *place < before).count() as u64 + 1;
@@ -212,7 +265,7 @@ mod tests {
 WITH (connector = 'kafka', type = 'source', late_rows = 'table');
 CREATE TABLE counts (count BIGINT) WITH (connector = 'kafka', type = 'sink', topic = '{sink_topic}');"
         );
-        Planned::of(Path::new("sql"), &Files::from([("tables.sql".to_owned(), tables)]))
+        Planned::of(Path::new("sql"), &[], &Files::from([("tables.sql".to_owned(), tables)]))
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Reading: one task per partition of a query's sources feeds its run.
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::closing::Lane;
@@ -23,8 +24,9 @@ pub(super) async fn read_partition(
     lane: Lane,
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
-    let topic = &run.query.sources[lane.source].table.topic;
-    let mut reader = shared.log.reader(topic, lane.partition, lane.from.resume).await?;
+    let table = &run.query.sources[lane.source].table;
+    let (from, configs) = (lane.from.resume, &table.with.client_configs);
+    let mut reader = shared.log.reader_with(&table.topic, lane.partition, from, configs).await?;
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
@@ -57,11 +59,13 @@ async fn read_once(
         let permit = shared.workers.acquire().await;
         let pushed = run.push(index, records, now_ms)?;
         drop(permit);
-        tell(&run.query, lane, records, &pushed)?;
+        tell(run, lane, records, &pushed)?;
         records = &records[pushed.taken..];
         tokio::task::yield_now().await;
     }
-    let groups = run.read_to(index, batch.next, batch.complete_until_ms);
+    let topic = &run.query.sources[lane.source].table.topic;
+    let proof = batch.complete_until_ms.filter(|until_ms| shared.fed.is_complete(topic, *until_ms));
+    let groups = run.read_to(index, batch.next, proof);
     if groups > shared.max_groups {
         let limit = shared.max_groups;
         return Err(Failure::Stop(format!(
@@ -73,12 +77,14 @@ async fn read_once(
 }
 
 /// Of the records that cannot be decoded.
-fn tell(query: &CompiledQuery, lane: Lane, records: &[Record], pushed: &Pushed) -> Result<(), Failure> {
-    let Table { name: table, topic, .. } = &query.sources[lane.source].table;
-    let (query, partition) = (query.name.as_str(), lane.partition);
+fn tell(run: &Run, lane: Lane, records: &[Record], pushed: &Pushed) -> Result<(), Failure> {
+    let Table { name: table, topic, .. } = &run.query.sources[lane.source].table;
+    let (query, partition) = (run.query.name.as_str(), lane.partition);
     for (place, error) in &pushed.bad {
         let offset = records[*place].offset;
-        tracing::warn!(query, topic, partition, offset, %error, "a record cannot be read");
+        if let Some(more) = run.bad_told.say(Instant::now()) {
+            tracing::warn!(query, topic, partition, offset, more, %error, "a record cannot be read");
+        }
     }
     let Some(error) = &pushed.stopped_by else { return Ok(()) };
     let offset = records[pushed.taken].offset;
@@ -88,13 +94,16 @@ fn tell(query: &CompiledQuery, lane: Lane, records: &[Record], pushed: &Pushed) 
     )))
 }
 
-/// Tells every few seconds how many records are not read yet.
+/// Tells every few seconds how many records are not read yet, and how many were bad besides those that were told.
 pub(super) async fn observe_lag(shared: &Shared, run: &Run, stop: &CancellationToken) -> Result<(), Failure> {
     loop {
         // A log that does not answer is no reason to stop: the readers will say so.
         if let Ok(ranges) = ranges(shared.log.as_ref(), &run.query).await {
             let gauge = metrics::gauge!("emostream_engine_lag_records", "query" => run.query.name.clone());
             gauge.set(run.lag(&ranges) as f64);
+        }
+        if let Some(more) = run.bad_told.rest() {
+            tracing::warn!(query = run.query.name, more, "more records could not be read");
         }
         tokio::select! {
             () = stop.cancelled() => return Ok(()),

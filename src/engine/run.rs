@@ -16,6 +16,7 @@ use super::compile::CompiledQuery;
 use super::early::{Look, cuts_of};
 use super::failure::{Failure, lock};
 use super::partition::{Partition, Pushed, TimeRules};
+use super::seldom::Seldom;
 use super::watermark;
 use crate::log::{PartitionRange, Record, failpoint};
 use crate::reaction::checkpoint::{Gap, Position};
@@ -42,6 +43,8 @@ pub(super) struct Run {
     pub(super) gap: Option<Gap>,
     /// Idle proofs before this are not believed.
     hold_until_ms: i64,
+    /// Bad records are told.
+    pub(super) bad_told: Seldom,
 
     lanes: Vec<Lane>,
     /// Locked before partitions, never after.
@@ -123,6 +126,7 @@ impl Run {
             gap: start.gap,
             query,
             hold_until_ms,
+            bad_told: Seldom::default(),
             progress: Notify::new(),
             wake_ns: AtomicI64::new(i64::MAX),
             earlier: Notify::new(),

@@ -6,6 +6,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::Settings;
+use super::feed::Fed;
 use super::partition::TimeRules;
 use crate::log::{Lease, Log};
 
@@ -20,6 +21,8 @@ pub(super) struct Shared {
     pub(super) rules: TimeRules,
     /// As many partitions are worked on at the same time.
     pub(super) workers: Semaphore,
+    /// Topics that are written from here.
+    pub(super) fed: Fed,
 }
 
 impl Shared {
@@ -36,6 +39,7 @@ impl Shared {
             workers: Semaphore::new(settings.workers.unwrap_or(cores).max(1)),
             lease,
             fenced: CancellationToken::new(),
+            fed: Fed::default(),
             log,
         }
     }

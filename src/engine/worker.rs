@@ -22,8 +22,8 @@ use super::failure::{Failure, lock};
 use super::reading::{describe, observe_lag, ranges, read_partition};
 use super::run::{COMMIT_EVERY, Committed, Run};
 use super::shared::Shared;
-use super::takeover;
 use super::ticks::Ticks;
+use super::{group, takeover};
 use crate::clock;
 use crate::log::{Log, LogError, Record, TOPIC_CHECKPOINTS, Writer};
 use crate::reaction::checkpoint::{Checkpoint, Gap};
@@ -256,12 +256,11 @@ impl RunningQuery {
         if !self.shared.is_leader() {
             return Err(Failure::Fenced("this process does not hold the lease".to_owned()));
         }
-        let writer = log.fence(&writer_id(&query.name)).await?;
+        let writer = log.fence_with(&writer_id(&query.name), &query.client_configs()).await?;
         let latest = log.latest(TOPIC_CHECKPOINTS).await?;
         let checkpoint = checkpoint_of(&latest, &query.name)?;
         let ranges = ranges(log.as_ref(), query).await?;
-        let starts: Vec<Vec<i64>> =
-            ranges.iter().map(|ranges| ranges.iter().map(|range| range.start).collect()).collect();
+        let starts = group::starts(log.as_ref(), query, checkpoint.as_ref(), &ranges).await?;
         let start = match checkpoint.as_ref().and_then(|checkpoint| query.taken_over(checkpoint)) {
             Some((checkpoint, emitted)) => {
                 let tolerance_ms = self.shared.rules.future_tolerance_ms;
@@ -296,7 +295,10 @@ impl RunningQuery {
     ) -> Result<(), Failure> {
         let mut sink_partitions = Vec::with_capacity(self.query.outputs.len());
         for output in &self.query.outputs {
-            let partitions = describe(self.shared.log.as_ref(), &output.sink.topic).await?.len();
+            let partitions = match output.sink.is_in_the_log() {
+                true => describe(self.shared.log.as_ref(), &output.sink.topic).await?.len(),
+                false => 0,
+            };
             sink_partitions.push(u32::try_from(partitions).unwrap_or(u32::MAX));
         }
         let mut committed = Committed { at: Instant::now(), rows: 0, positions: BTreeMap::new() };

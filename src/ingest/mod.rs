@@ -38,7 +38,7 @@ use metrics::Metrics;
 
 use crate::log::Log;
 use crate::log::program::ProgramView;
-use crate::reaction::table::{Format, Table, TableKind};
+use crate::reaction::table::{Connector, Format, Table, TableKind};
 use crate::shutdown::Tasks;
 
 /// The running stage.
@@ -72,6 +72,8 @@ enum Lookup {
     Source(Arc<Source>),
     /// It is a sink.
     Sink,
+    /// A source whose rows come from elsewhere.
+    Fed,
     /// A source whose declaration ingest cannot serve; why.
     Unusable(&'static str),
     /// Nothing.
@@ -123,7 +125,9 @@ impl Ingest {
     /// Opens new tables, closes those that are gone or changed, and leaves the others as they are.
     fn follow(&self, sources: &mut Sources, view: Arc<ProgramView>) {
         let mut old = std::mem::take(&mut sources.by_name);
-        for table in view.tables_of(TableKind::Source).filter(|table| table.format == Format::Arrow) {
+        let takes_rows =
+            |table: &&Table| table.format == Format::Arrow && table.with.connector == Connector::Kafka;
+        for table in view.tables_of(TableKind::Source).filter(takes_rows) {
             let source = match old.remove(&table.name) {
                 Some(source) if source.table == *table => source,
                 changed => {
@@ -162,6 +166,7 @@ impl Sources {
         }
         match self.view.tables.get(name) {
             Some(Table { kind: TableKind::Sink, .. }) => Lookup::Sink,
+            Some(table) if table.with.connector != Connector::Kafka => Lookup::Fed,
             Some(Table { format: Format::Json, .. }) => {
                 Lookup::Unusable("ingest into a source with format = 'json'")
             }

@@ -106,6 +106,10 @@ async fn take(
             let detail = format!("{table} is a sink: the engine writes it; rows go into source tables");
             return Err(Problem::new(StatusCode::NOT_FOUND, "not-a-source", detail));
         }
+        Lookup::Fed => {
+            let detail = format!("{table} takes no rows: a file or an impulse brings them");
+            return Err(Problem::new(StatusCode::NOT_FOUND, "not-a-source", detail));
+        }
         Lookup::Unusable(what) => return Err(Problem::not_built(what)),
         Lookup::Unknown => {
             let detail = match ingest.not_ready() {

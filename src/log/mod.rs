@@ -79,9 +79,17 @@ pub struct NewRecord {
     pub value: Option<Bytes>,
     /// In order; names may repeat.
     pub headers: Vec<(String, Bytes)>,
+    /// What the record is stamped with, milliseconds since the Unix epoch, where the topic does not say
+    /// [`TopicSpec::log_append_time`]; `None`: when it is written.
+    pub timestamp_ms: Option<i64>,
 }
 
 impl NewRecord {
+    /// A record of a compacted topic; without a value it removes the key.
+    pub fn keyed(key: impl Into<String>, value: Option<Vec<u8>>) -> Self {
+        Self { key: Some(Bytes::from(key.into())), value: value.map(Bytes::from), ..Self::default() }
+    }
+
     /// Adds a header with a text value.
     #[must_use]
     pub fn header(mut self, name: &str, value: impl Into<String>) -> Self {
@@ -123,7 +131,7 @@ pub struct TopicSpec {
     /// What is kept.
     pub retention: Retention,
     /// Kafka: whose clock stamps the records. True: the broker's (`LogAppendTime`), false: the writer's.
-    /// Embedded: always the writer thread's clock.
+    /// Embedded: the writer thread's clock, unless a record brings a stamp of its own.
     pub log_append_time: bool,
 }
 
@@ -166,8 +174,8 @@ pub type Consumed = (String, Vec<(String, u32, i64)>);
 pub struct Transaction {
     /// Topic, partition and record; in order within a partition.
     pub records: Vec<(String, u32, NewRecord)>,
-    /// Kafka: positions for lag tools. Embedded: ignored.
-    pub consumed: Option<Consumed>,
+    /// Kafka: positions for lag tools, by group. Embedded: ignored.
+    pub consumed: Vec<Consumed>,
 }
 
 /// What went wrong, by what the caller must do.
@@ -202,6 +210,9 @@ pub enum LogError {
     Refused(String),
 }
 
+/// librdkafka properties of one client besides the log's own, by name.
+pub type ClientConfigs = BTreeMap<String, String>;
+
 /// A durable, partitioned, append-only, transactional store.
 #[async_trait]
 pub trait Log: Send + Sync + 'static {
@@ -231,12 +242,37 @@ pub trait Log: Send + Sync + 'static {
     /// A reader of one partition from `offset` on (inclusive), of committed records only.
     async fn reader(&self, topic: &str, partition: u32, offset: i64) -> Result<Box<dyn Reader>, LogError>;
 
+    /// As [`Log::reader`], by a client with these properties. The embedded log has no clients: there they mean nothing.
+    async fn reader_with(
+        &self,
+        topic: &str,
+        partition: u32,
+        offset: i64,
+        _configs: &ClientConfigs,
+    ) -> Result<Box<dyn Reader>, LogError> {
+        self.reader(topic, partition, offset).await
+    }
+
+    /// The next offsets that a consumer group has committed, by partition. The embedded log keeps none.
+    async fn committed(&self, _group: &str, _topic: &str) -> Result<BTreeMap<u32, i64>, LogError> {
+        Ok(BTreeMap::new())
+    }
+
     /// The first offset still there whose record is stamped at or after that time; the end when there is none. What
     /// lies before it is stamped earlier.
     async fn offset_at(&self, topic: &str, partition: u32, timestamp_ms: i64) -> Result<i64, LogError>;
 
     /// Fences every earlier writer of that id, waits until what it left open is decided, and returns a new one.
     async fn fence(&self, writer_id: &str) -> Result<Box<dyn Writer>, LogError>;
+
+    /// As [`Log::fence`], by a client with these properties, as [`Log::reader_with`].
+    async fn fence_with(
+        &self,
+        writer_id: &str,
+        _configs: &ClientConfigs,
+    ) -> Result<Box<dyn Writer>, LogError> {
+        self.fence(writer_id).await
+    }
 
     /// A lease of that name: of all processes that ask for it, one holds it. It only says who is to try; what makes two
     /// of them safe is fencing. A log of one process has nobody to ask, and the lease is held at once.

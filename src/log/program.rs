@@ -57,6 +57,11 @@ impl ProgramView {
         newest.failed.as_ref().and(Some(newest))
     }
 
+    /// The sinks whose rows can be read, by name.
+    pub fn result_tables(&self) -> impl Iterator<Item = &Table> {
+        self.tables_of(TableKind::Sink).filter(|table| table.is_in_the_log())
+    }
+
     /// The tables of one kind, by name.
     pub fn tables_of(&self, kind: TableKind) -> impl Iterator<Item = &Table> {
         self.tables.values().filter(move |table| table.kind == kind)
@@ -116,7 +121,7 @@ pub fn table_topic(table: &Table, partitions: u32, retention: Duration) -> Topic
         name: table.topic.clone(),
         partitions,
         retention: Retention::Age(retention),
-        log_append_time: table.kind == TableKind::Sink && !table.options.contains_key("sink.timestamp_field"),
+        log_append_time: table.kind == TableKind::Sink && table.with.timestamp_field.is_none(),
     }
 }
 
@@ -188,7 +193,7 @@ async fn change(
     let changes = changes(&running, &program)?;
     if !changes.is_empty() {
         let records = changes.into_iter().map(|record| (TOPIC_PROGRAM.to_owned(), 0, record)).collect();
-        writer.commit(Transaction { records, consumed: None }).await?;
+        writer.commit(Transaction { records, consumed: Vec::new() }).await?;
     }
     Ok(program)
 }
@@ -363,15 +368,11 @@ fn numbered(running: &ProgramView, wanted: &ProgramView, now: i64) -> ProgramVie
 fn changes(running: &ProgramView, program: &ProgramView) -> Result<Vec<NewRecord>, LogError> {
     let unreadable = |error: serde_json::Error| LogError::Refused(error.to_string());
     let (before, after) = (running.entries().map_err(unreadable)?, program.entries().map_err(unreadable)?);
-    let record = |key: &str, value: Option<Vec<u8>>| NewRecord {
-        key: Some(Bytes::from(key.to_owned())),
-        value: value.map(Bytes::from),
-        headers: Vec::new(),
-    };
-    let gone = before.keys().filter(|key| !after.contains_key(*key)).map(|key| record(key, None));
+    let gone = before.keys().filter(|key| !after.contains_key(*key));
+    let gone = gone.map(|key| NewRecord::keyed(key.as_str(), None));
     let gone: Vec<_> = gone.collect();
     let changed = after.into_iter().filter(|(key, value)| before.get(key) != Some(value));
-    Ok(changed.map(|(key, value)| record(&key, Some(value))).chain(gone).collect())
+    Ok(changed.map(|(key, value)| NewRecord::keyed(key, Some(value))).chain(gone).collect())
 }
 
 #[cfg(test)]
@@ -409,7 +410,7 @@ mod tests {
     fn replayed(steps: &[Vec<NewRecord>]) -> ProgramView {
         let mut view = View::of(BTreeMap::new());
         for (offset, record) in (0..).zip(steps.iter().flatten()) {
-            let NewRecord { key, value, headers } = record.clone();
+            let NewRecord { key, value, headers, .. } = record.clone();
             view.apply(Record { offset, timestamp_ms: 0, key, value, headers });
         }
         view.program()

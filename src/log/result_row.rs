@@ -1,21 +1,27 @@
-//! A results record read as one row of a window, its columns put into the order of the DDL.
+//! A results record read as rows of a window, their columns put into the order of the DDL, whatever the sink's format.
 //!
 //! Publisher and query must decide alike what a window holds and when it is whole: when as many of its rows are there
 //! as each of them announces. Both read records with this; how each collects them differs, because the publisher must
 //! go on after a crash where it stopped, and query reads everything back.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
+use arrow::array::RecordBatch;
+use arrow::compute::cast;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 #[cfg(test)]
 use super::NewRecord;
+use super::codec::RecordCodec;
 use super::{
     HEADER_FINAL, HEADER_REVISION, HEADER_WINDOW_END, HEADER_WINDOW_ROWS, HEADER_WINDOW_START, Record,
 };
+use crate::reaction::json::json_value;
 use crate::reaction::live::DEFAULT_ROOM;
-use crate::reaction::table::Table;
+use crate::reaction::schema::arrow_schema;
+use crate::reaction::table::{Format, Table};
 use crate::reaction::time::{Window, parse_rfc3339};
 
 /// The columns that repeat a row's window.
@@ -41,39 +47,87 @@ pub struct ResultRow {
     pub revision: u64,
     /// How many rows this (table, room, window, revision) has over all partitions; at least 1.
     pub window_rows: u64,
+    /// Its place among the rows of its record, from 0.
+    pub nth: u32,
     /// The row as a JSON object: the table's columns in the order of the DDL, without those left out; a column the
     /// record lacks is null.
     pub json: Box<str>,
 }
 
-impl ResultRow {
-    /// Reads a record of that sink; the row's text goes without the columns of `left_out`.
-    ///
-    /// # Errors
-    /// Says what the record lacks. Such a record belongs to no window and can never be shown.
-    pub fn parse(table: &Table, record: &Record, left_out: &[&str]) -> Result<Self, String> {
-        let value = record.value.as_deref().ok_or("the record has no value")?;
-        let fields = Fields::parse(value)?;
+/// Reads a record of that sink; the rows' texts go without the columns of `left_out`.
+///
+/// # Errors
+/// Says what the record lacks. Such a record belongs to no window and can never be shown.
+pub fn read(table: &Table, record: &Record, left_out: &[&str]) -> Result<Vec<ResultRow>, String> {
+    let window_rows: u64 = number(record, HEADER_WINDOW_ROWS)?;
+    if window_rows == 0 {
+        return Err(format!("header {HEADER_WINDOW_ROWS} is 0"));
+    }
+    let (is_final, revision) =
+        (record.header(HEADER_FINAL) != Some("false"), number(record, HEADER_REVISION)?);
+    let rows = rows(table, record)?;
+    let row = |(nth, fields): (u32, &Fields<'_>)| {
         let window = Window {
-            start: instant(record.header(HEADER_WINDOW_START), &fields, COLUMN_START)?,
-            end: instant(record.header(HEADER_WINDOW_END), &fields, COLUMN_END)?,
+            start: instant(record.header(HEADER_WINDOW_START), fields, COLUMN_START)?,
+            end: instant(record.header(HEADER_WINDOW_END), fields, COLUMN_END)?,
         };
         if window.end <= window.start {
             return Err("the window ends before it starts".to_owned());
         }
-        let window_rows: u64 = number(record, HEADER_WINDOW_ROWS)?;
-        if window_rows == 0 {
-            return Err(format!("header {HEADER_WINDOW_ROWS} is 0"));
+        let (room, json) = (room(table, fields), shown_columns(table, fields, left_out));
+        Ok(ResultRow { room, window, is_final, revision, window_rows, nth, json })
+    };
+    (0..).zip(&rows).map(row).collect()
+}
+
+fn rows<'a>(table: &Table, record: &'a Record) -> Result<Vec<Fields<'a>>, String> {
+    let value = record.value.as_deref();
+    match table.record_format() {
+        Format::Json => Ok(vec![Fields::parse(value.ok_or("the record has no value")?)?]),
+        Format::Arrow => arrow_rows(table, record),
+        // Without a value the text is null.
+        Format::RawString => {
+            let text = value.map(std::str::from_utf8).transpose();
+            let text = text.map_err(|error| format!("no UTF-8 text: {error}"))?;
+            let name = table.columns.first().map(|column| column.name.clone()).unwrap_or_default();
+            Ok(vec![Fields(vec![(Cow::Owned(name), raw(&serde_json::Value::from(text))?)])])
         }
-        Ok(Self {
-            room: room(table, &fields),
-            window,
-            is_final: record.header(HEADER_FINAL) != Some("false"),
-            revision: number(record, HEADER_REVISION)?,
-            window_rows,
-            json: shown_columns(table, &fields, left_out),
-        })
     }
+}
+
+/// The rows of a sink's record in Arrow, text without dictionary. What a sink declares NOT NULL is not checked here: rows
+/// are shown as they were committed.
+///
+/// # Errors
+/// When the record holds something else.
+pub fn batch_of(table: &Table, record: &Record) -> Result<RecordBatch, String> {
+    let mut table = table.clone();
+    table.columns.iter_mut().for_each(|column| column.nullable = true);
+    let places: Vec<usize> = (0..table.columns.len()).collect();
+    let batch = RecordCodec::new(&table).decode(0, record, &places).map_err(|error| error.to_string())?;
+    let schema = arrow_schema(&table);
+    let columns = batch.columns().iter().zip(schema.fields());
+    let columns = columns.map(|(values, field)| cast(values, field.data_type())).collect::<Result<_, _>>();
+    columns
+        .and_then(|columns| RecordBatch::try_new(Arc::clone(&schema), columns))
+        .map_err(|error| error.to_string())
+}
+
+/// The rows of an Arrow record, each value as [`json_value`] writes it.
+fn arrow_rows(table: &Table, record: &Record) -> Result<Vec<Fields<'static>>, String> {
+    let batch = batch_of(table, record)?;
+    let mut rows: Vec<Fields<'_>> = (0..batch.num_rows()).map(|_| Fields(Vec::new())).collect();
+    for (column, values) in table.columns.iter().zip(batch.columns()) {
+        for (row, fields) in rows.iter_mut().enumerate() {
+            let value = json_value(values, row).ok_or_else(|| format!("no JSON form of {}", column.name))?;
+            fields.0.push((Cow::Owned(column.name.clone()), raw(&value)?));
+        }
+    }
+    Ok(rows)
+}
+
+fn raw(value: &serde_json::Value) -> Result<Cow<'static, RawValue>, String> {
+    serde_json::value::to_raw_value(value).map(Cow::Owned).map_err(|error| error.to_string())
 }
 
 /// Whether a record of that sink belongs to a window. The rows of a query without one do not: they are not shown by
@@ -83,7 +137,7 @@ pub fn is_of_window(table: &Table, record: &Record) -> bool {
 }
 
 /// The object's members in their order, values as they were written.
-struct Fields<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+struct Fields<'a>(Vec<(Cow<'a, str>, Cow<'a, RawValue>)>);
 
 impl<'a> Fields<'a> {
     fn parse(value: &'a [u8]) -> Result<Self, String> {
@@ -94,8 +148,8 @@ impl<'a> Fields<'a> {
         Ok(fields)
     }
 
-    fn get(&self, name: &str) -> Option<&'a RawValue> {
-        self.0.iter().find(|(field, _)| field == name).map(|(_, value)| *value)
+    fn get(&self, name: &str) -> Option<&RawValue> {
+        self.0.iter().find(|(field, _)| field == name).map(|(_, value)| value.as_ref())
     }
 }
 
@@ -111,7 +165,7 @@ impl<'de> Visitor<'de> for FieldsVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut fields = Vec::with_capacity(8);
         while let Some(Name(name)) = map.next_key()? {
-            fields.push((name, map.next_value()?));
+            fields.push((name, Cow::Borrowed(map.next_value()?)));
         }
         Ok(Fields(fields))
     }
@@ -172,7 +226,7 @@ pub(crate) fn quoted(text: &str) -> String {
 #[cfg(test)]
 pub(crate) fn result_record(window_ms: (i64, i64), rows: u64, value: serde_json::Value) -> NewRecord {
     let at = |ms: i64| crate::reaction::time::format_rfc3339(ms * crate::reaction::time::NS_PER_MS);
-    NewRecord { key: None, value: Some(value.to_string().into()), headers: Vec::new() }
+    NewRecord { value: Some(value.to_string().into()), ..NewRecord::default() }
         .header(HEADER_WINDOW_START, at(window_ms.0))
         .header(HEADER_WINDOW_END, at(window_ms.1))
         .header(HEADER_FINAL, "true")
@@ -216,9 +270,9 @@ mod tests {
     use serde_json::json;
 
     fn read(record: NewRecord) -> Result<ResultRow, String> {
-        let NewRecord { key, value, headers } = record;
+        let NewRecord { key, value, headers, .. } = record;
         let record = Record { offset: 0, timestamp_ms: 0, key, value, headers };
-        ResultRow::parse(&emoji_counts(), &record, &LIVE_COLUMNS)
+        super::read(&emoji_counts(), &record, &LIVE_COLUMNS).map(|mut rows| rows.remove(0))
     }
 
     #[test]

@@ -139,7 +139,7 @@ impl Cluster {
                 continue;
             }
             *last = Some(Copied { id, offset: record.offset });
-            let copy = NewRecord { key: None, value: record.value, headers: Vec::new() };
+            let copy = NewRecord { value: record.value, ..NewRecord::default() };
             copies.push(copy.header(HEADER_LIVE_OFFSET, record.offset.to_string()));
         }
         copies

@@ -87,7 +87,8 @@ impl Offsets {
 #[derive(Debug, Default)]
 struct Part {
     expected: u64,
-    rows: BTreeMap<(u32, i64), Box<str>>,
+    /// By partition, offset, and place in the record.
+    rows: BTreeMap<(u32, i64, u32), Box<str>>,
 }
 
 /// A window that is not whole yet.
@@ -133,7 +134,7 @@ impl Gather {
 
     /// Takes one row, read from that partition at that offset.
     pub fn add(&mut self, table: &Arc<str>, partition: u32, offset: i64, row: ResultRow, now_ms: i64) {
-        let ResultRow { room, window, is_final, revision, window_rows, json } = row;
+        let ResultRow { room, window, is_final, revision, window_rows, nth, json } = row;
         let key = WindowKey { end: window.end, table: Arc::clone(table), room, start: window.start };
         if self.is_told(&key, partition, offset, (is_final, revision)) {
             return;
@@ -153,7 +154,7 @@ impl Gather {
         let part = waiting.revisions.entry((is_final, revision)).or_default();
         part.expected = window_rows;
         self.bytes += json.len();
-        part.rows.insert((partition, offset), json);
+        part.rows.insert((partition, offset, nth), json);
         if part.rows.len() as u64 >= part.expected {
             self.complete(key, (is_final, revision));
         }
@@ -303,6 +304,7 @@ mod tests {
             is_final: true,
             revision: 0,
             window_rows: rows,
+            nth: 0,
             json: json.into(),
         }
     }

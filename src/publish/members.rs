@@ -164,7 +164,7 @@ impl Heart {
         let states: Vec<MemberState> = lock(&self.pulses).iter().map(|pulse| pulse()).collect();
         let record = |state: &MemberState| {
             let value = if are_alive { Some(Bytes::from(serde_json::to_vec(state).ok()?)) } else { None };
-            Some(NewRecord { key: Some(state.key().into()), value, headers: Vec::new() })
+            Some(NewRecord { key: Some(state.key().into()), value, ..NewRecord::default() })
         };
         states.iter().filter_map(record).collect()
     }
@@ -220,7 +220,7 @@ impl Members {
         let key = Bytes::from(format!("{DRAIN}{}", subscriber_key(cluster, subscriber)));
         let value = drains.then(|| Bytes::from_static(b"{}"));
         self.log
-            .append(TOPIC_MEMBERS, 0, vec![NewRecord { key: Some(key), value, headers: Vec::new() }])
+            .append(TOPIC_MEMBERS, 0, vec![NewRecord { key: Some(key), value, ..NewRecord::default() }])
             .await?;
         Ok(())
     }

@@ -82,7 +82,7 @@ impl MemoryLog {
             Some(Fault::Written) | None => {}
         }
         let mut last = -1;
-        for (topic, partition, NewRecord { key, value, headers }) in records {
+        for (topic, partition, NewRecord { key, value, headers, .. }) in records {
             let known = state.topics.get_mut(&topic).ok_or(LogError::UnknownTopic(topic))?;
             let records = &mut known.partitions[partition as usize];
             // Offsets have holes, as Kafka's transactions make them.

@@ -15,11 +15,11 @@ use super::feeds::{Feed, Feeds, Positions};
 use super::sequence::{Checkpoint, Commit, Sequencer, WRITER_ID};
 use crate::clock;
 use crate::log::program::{ProgramView, system_topics};
-use crate::log::result_row::{LIVE_COLUMNS, ResultRow, is_of_window};
+use crate::log::result_row::{self, LIVE_COLUMNS, is_of_window};
 use crate::log::{
     Lease, Log, LogError, ReadBatch, TOPIC_CHECKPOINTS, TOPIC_LIVE, Transaction, Writer, failpoint,
 };
-use crate::reaction::table::{Table, TableKind};
+use crate::reaction::table::Table;
 use crate::shutdown::Tasks;
 
 /// Bytes of rows in windows not yet told, above which partitions that are ahead wait for those behind.
@@ -128,7 +128,7 @@ impl Publisher {
         program: &mut watch::Receiver<Arc<ProgramView>>,
     ) {
         let program = Arc::clone(&program.borrow_and_update());
-        feeds.set_tables(program.tables_of(TableKind::Sink).cloned(), |table: &Table| -> Positions {
+        feeds.set_tables(program.result_tables().cloned(), |table: &Table| -> Positions {
             sequencer.position(&table.name, &table.topic).map(|at| at.resume.clone()).unwrap_or_default()
         });
         // Where a removed table stood stays known, should it come back; its records are no longer needed.
@@ -173,10 +173,12 @@ impl Publisher {
         let now_ms = clock::wall_ms();
         let mut newest_window = None;
         for record in batch.records.iter().filter(|record| is_of_window(&feed.table, record)) {
-            match ResultRow::parse(&feed.table, record, &LIVE_COLUMNS) {
-                Ok(row) => {
-                    newest_window = newest_window.max(Some(row.window.end));
-                    sequencer.gather.add(&feed.name, feed.partition, record.offset, row, now_ms);
+            match result_row::read(&feed.table, record, &LIVE_COLUMNS) {
+                Ok(rows) => {
+                    for row in rows {
+                        newest_window = newest_window.max(Some(row.window.end));
+                        sequencer.gather.add(&feed.name, feed.partition, record.offset, row, now_ms);
+                    }
                 }
                 Err(error) => {
                     metrics::counter!("emostream_publish_unusable_records_total").increment(1);

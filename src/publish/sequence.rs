@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::gather::{Gather, Told, Whole, WindowKey};
@@ -119,18 +118,14 @@ impl Sequencer {
                 continue;
             }
             self.next_sequence += 1;
-            let record = NewRecord { key: None, value: Some(text.into()), headers: Vec::new() };
+            let record = NewRecord { value: Some(text.into()), ..NewRecord::default() };
             records.push((TOPIC_LIVE.to_owned(), 0, record));
         }
         let messages = records.len();
         let (checkpoint, consumed) = self.checkpoint();
-        let record = NewRecord {
-            key: Some(Bytes::from_static(WRITER_ID.as_bytes())),
-            value: Some(serde_json::to_vec(&checkpoint)?.into()),
-            headers: Vec::new(),
-        };
+        let record = NewRecord::keyed(WRITER_ID, Some(serde_json::to_vec(&checkpoint)?));
         records.push((TOPIC_CHECKPOINTS.to_owned(), 0, record));
-        let transaction = Transaction { records, consumed: Some((WRITER_ID.to_owned(), consumed)) };
+        let transaction = Transaction { records, consumed: vec![(WRITER_ID.to_owned(), consumed)] };
         Ok(Some(Commit { transaction, messages, too_long }))
     }
 
@@ -186,14 +181,15 @@ pub fn table_name(name: &str) -> Arc<str> {
 mod tests {
     use super::*;
     use crate::log::Record;
-    use crate::log::result_row::{LIVE_COLUMNS, ResultRow, emoji_counts, result_record};
+    use crate::log::result_row::{self, LIVE_COLUMNS, emoji_counts, result_record};
     use crate::reaction::live::LiveMessage;
     use serde_json::json;
 
     fn feed(sequencer: &mut Sequencer, offset: i64, window_ms: (i64, i64), value: serde_json::Value) {
-        let NewRecord { key, value, headers } = result_record(window_ms, 1, value);
+        let NewRecord { key, value, headers, .. } = result_record(window_ms, 1, value);
         let record = Record { offset, timestamp_ms: 0, key, value, headers };
-        let row = ResultRow::parse(&emoji_counts(), &record, &LIVE_COLUMNS).unwrap();
+        let mut rows = result_row::read(&emoji_counts(), &record, &LIVE_COLUMNS).unwrap();
+        let row = rows.remove(0);
         let table = table_name("emoji_counts");
         sequencer.position("emoji_counts", "emoji_counts");
         sequencer.gather.add(&table, 0, offset, row, 0);

@@ -52,7 +52,7 @@ impl Bench {
                 records.push(("emoji_counts".to_owned(), partition, record));
             }
         }
-        writer.commit(Transaction { records, consumed: None }).await.unwrap();
+        writer.commit(Transaction { records, consumed: Vec::new() }).await.unwrap();
     }
 
     pub(super) fn publisher(&self, tasks: &Tasks) -> watch::Receiver<Option<LogError>> {
@@ -397,7 +397,7 @@ async fn a_request_that_is_wrong_is_told_what_is_wrong() {
 async fn records_that_belong_to_no_window_stop_nothing() {
     let (log, bench) = Bench::in_memory().await;
     let tasks = Tasks::new();
-    let junk = NewRecord { key: None, value: Some("junk".into()), headers: Vec::new() };
+    let junk = NewRecord { value: Some("junk".into()), ..NewRecord::default() };
     bench.log.append("emoji_counts", 0, vec![junk.clone(), NewRecord::default()]).await.unwrap();
     let (_, address) = bench.tier(&small(), &tasks).await;
     let mut events = Events::open(&address, "", None).await;

@@ -27,12 +27,14 @@ pub(super) struct Whole {
     pub(super) rows: Vec<Box<str>>,
 }
 
+/// By partition, offset and place in the record, so that a record read twice counts once.
+type Rows = BTreeMap<(u32, i64, u32), Box<str>>;
+
 /// Collects one table's rows until their windows are whole.
 #[derive(Debug)]
 pub(super) struct Gatherer {
     max_rows: usize,
-    /// By key; within it by partition and offset, so that a record read twice counts once.
-    pending: BTreeMap<Key, BTreeMap<(u32, i64), Box<str>>>,
+    pending: BTreeMap<Key, Rows>,
     pending_rows: usize,
 }
 
@@ -54,13 +56,13 @@ impl Gatherer {
 
     /// Takes the row read from that partition at that offset; returns its window when it is whole with it.
     pub(super) fn add(&mut self, partition: u32, offset: i64, row: ResultRow) -> Option<Whole> {
-        let ResultRow { room, window, is_final, revision, window_rows, json } = row;
+        let ResultRow { room, window, is_final, revision, window_rows, nth, json } = row;
         let key = Key { end: window.end, start: window.start, room, revision, is_final };
         if window_rows <= 1 {
             return Some(whole(key, vec![json]));
         }
         let rows = self.pending.entry(key.clone()).or_default();
-        if rows.insert((partition, offset), json).is_none() {
+        if rows.insert((partition, offset, nth), json).is_none() {
             self.pending_rows += 1;
         }
         if rows.len() as u64 >= window_rows {
@@ -100,6 +102,7 @@ mod tests {
             is_final: true,
             revision: 0,
             window_rows: of_rows,
+            nth: 0,
             json: json.into(),
         }
     }

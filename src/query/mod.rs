@@ -19,7 +19,6 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::log::Log;
 use crate::log::program::ProgramView;
-use crate::reaction::table::TableKind;
 use crate::shutdown::Tasks;
 use store::ResultStore;
 
@@ -76,7 +75,7 @@ impl Query {
         let reach = async {
             let program = self.program();
             let mut ends = BTreeMap::new();
-            for sink in program.tables_of(TableKind::Sink) {
+            for sink in program.result_tables() {
                 match self.log.describe(&sink.topic).await {
                     Ok(Some(ranges)) => {
                         let partitions = (0..).zip(ranges).map(|(partition, range)| (partition, range.end));
@@ -104,7 +103,7 @@ impl Query {
         if program.tables.is_empty() {
             return Err("the log holds no program yet; the engine writes it".to_owned());
         }
-        let sinks = program.tables_of(TableKind::Sink).map(|sink| sink.name.as_str());
+        let sinks = program.result_tables().map(|sink| sink.name.as_str());
         let behind: Vec<&str> = sinks.filter(|sink| !self.store.is_read_back(sink)).collect();
         if behind.is_empty() {
             Ok(())

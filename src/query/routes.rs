@@ -58,8 +58,8 @@ async fn results(
 ) -> Result<Response, Problem> {
     let program = query.program();
     let table = match program.tables.get(&sink) {
-        Some(table) if table.kind == TableKind::Sink => table.clone(),
-        known => return Err(unknown_sink(&sink, known, program.tables_of(TableKind::Sink))),
+        Some(table) if table.kind == TableKind::Sink && table.is_in_the_log() => table.clone(),
+        known => return Err(unknown_sink(&sink, known, program.result_tables())),
     };
     accepts_json(&headers)?;
     let bad = |detail: String| Problem::new(StatusCode::BAD_REQUEST, "bad-parameter", detail);
@@ -92,7 +92,11 @@ async fn results(
 }
 
 fn unknown_sink<'a>(name: &str, known: Option<&Table>, sinks: impl Iterator<Item = &'a Table>) -> Problem {
-    let what = if known.is_some() { "is a source" } else { "is unknown" };
+    let what = match known.map(|table| table.kind) {
+        Some(TableKind::Source) => "is a source",
+        Some(TableKind::Sink) => "is a blackhole, which keeps no rows",
+        None => "is unknown",
+    };
     let sinks: Vec<&str> = sinks.map(|sink| sink.name.as_str()).collect();
     let detail = format!("{name} {what}; the tables with results are: {}", sinks.join(", "));
     Problem::new(StatusCode::NOT_FOUND, "unknown-table", detail)

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::Settings;
 use super::gather::{Gatherer, Whole};
 use crate::log::Record;
-use crate::log::result_row::{ResultRow, WINDOW_COLUMNS, is_of_window};
+use crate::log::result_row::{self, WINDOW_COLUMNS, is_of_window};
 use crate::reaction::table::Table;
 use crate::reaction::time::Window;
 
@@ -113,12 +113,13 @@ impl ResultStore {
             if !is_of_window(&sink.table, record) {
                 continue;
             }
-            match ResultRow::parse(&sink.table, record, &WINDOW_COLUMNS) {
-                // Only closed windows are answered.
-                Ok(row) if !row.is_final => {}
-                Ok(row) => {
-                    if let Some(whole) = sink.gatherer.add(partition, record.offset, row) {
-                        sink.insert(whole);
+            match result_row::read(&sink.table, record, &WINDOW_COLUMNS) {
+                Ok(rows) => {
+                    // Only closed windows are answered.
+                    for row in rows.into_iter().filter(|row| row.is_final) {
+                        if let Some(whole) = sink.gatherer.add(partition, record.offset, row) {
+                            sink.insert(whole);
+                        }
                     }
                 }
                 Err(error) => {

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::store::ResultStore;
 use crate::log::program::ProgramView;
 use crate::log::{Log, LogError, PartitionRange, ReadBatch, Reader};
-use crate::reaction::table::{Table, TableKind};
+use crate::reaction::table::Table;
 use crate::shutdown::Tasks;
 
 /// The most bytes one read brings. Small, so that no partition runs far ahead of the others while reading back:
@@ -46,7 +46,7 @@ pub(super) async fn follow_sinks(
                 store.end(&name);
             }
         }
-        for table in view.tables_of(TableKind::Sink) {
+        for table in view.result_tables() {
             if running.contains_key(&table.name) {
                 continue;
             }

@@ -43,6 +43,20 @@ impl Table {
         self.columns.iter().enumerate().find(|(_, column)| column.name == name)
     }
 
+    /// Whether its rows lie in a topic of the log, whatever brings them there or takes them out.
+    pub fn is_in_the_log(&self) -> bool {
+        self.with.connector != Connector::Blackhole
+    }
+
+    /// How the records of its topic are encoded: as declared, where the topic is the table. What a sink of another
+    /// connector is to get lies in the log as Arrow, whatever it becomes when it is written out.
+    pub fn record_format(&self) -> Format {
+        match (self.kind, &self.with.connector) {
+            (TableKind::Source, _) | (TableKind::Sink, Connector::Kafka) => self.format,
+            (TableKind::Sink, _) => Format::Arrow,
+        }
+    }
+
     /// The columns that a record's value holds: those that can be posted.
     pub fn record_columns(&self) -> impl Iterator<Item = &Column> {
         self.columns.iter().filter(|column| column.source == ColumnSource::Record)
@@ -63,8 +77,50 @@ pub struct TableOptions {
     pub late_rows: LateRows,
     /// Where a query begins that has never run; sources only.
     pub source_offset: SourceOffset,
+    /// `'source.group_id'`: the consumer group under which positions are committed instead of the query's own.
+    pub group_id: Option<String>,
+    /// `'sink.timestamp_field'`: the column that stamps the records instead of the log.
+    pub timestamp_field: Option<String>,
+    /// `bootstrap_servers`, in order: the Kafka that the table is on. Empty: the configured log, whichever that is.
+    pub bootstrap_servers: Vec<String>,
+    /// `client_configs`: librdkafka properties of this table's reader or writer, by name.
+    pub client_configs: BTreeMap<String, String>,
     /// How often an open window's result so far is written, in nanoseconds; sinks only. `None`: only when it is closed.
     pub emit_every_ns: Option<i64>,
+}
+
+/// The librdkafka properties that nobody else sets, because what the log promises rests on them.
+pub const FIXED_CLIENT_CONFIGS: [&str; 13] = [
+    "acks",
+    "auto.offset.reset",
+    "bootstrap.servers",
+    "enable.auto.commit",
+    "enable.auto.offset.store",
+    "enable.idempotence",
+    "enable.partition.eof",
+    "group.id",
+    "group.instance.id",
+    "isolation.level",
+    "metadata.broker.list",
+    "request.required.acks",
+    "transactional.id",
+];
+
+/// Kafka's port where an address names none.
+const KAFKA_PORT: &str = "9092";
+
+/// The addresses of a list as they are compared: each with its port, once, in order.
+pub fn servers_of(list: &str) -> Vec<String> {
+    let named = list.split(',').map(str::trim).filter(|server| !server.is_empty());
+    let mut servers: Vec<String> = named
+        .map(|server| match server.rsplit_once(':') {
+            Some(_) => server.to_lowercase(),
+            None => format!("{}:{KAFKA_PORT}", server.to_lowercase()),
+        })
+        .collect();
+    servers.sort();
+    servers.dedup();
+    servers
 }
 
 /// What carries a table's rows.

@@ -8,7 +8,7 @@ use super::parse::{ColumnDecl, CreateTable};
 use super::planner::Planner;
 use super::{event_time, types};
 use crate::reaction::table::{
-    Column, ColumnSource, ColumnType, Connector, Format, MetadataField, Table, TableKind,
+    Column, ColumnSource, ColumnType, Connector, Format, MetadataField, Table, TableKind, TableOptions,
 };
 
 /// The table that a `CREATE TABLE` declares, or everything that is wrong with it.
@@ -34,22 +34,38 @@ pub(crate) fn table(decl: &CreateTable, planner: &Planner) -> Result<Table, Vec<
         let finding = Finding::error(*at, format!("table '{name}' has no column '{key_field}'"));
         findings.push(finding.help_nearest(key_field, "its columns", names(&columns)));
     }
+    findings.extend(check_timestamp_field(&name, &options, &columns).err());
     let (Some(kind), true) = (options.kind, findings.is_empty()) else { return Err(findings) };
+    let timestamp_field = options.timestamp_field.map(|(field, _)| field);
     Ok(Table {
         topic: options.topic.clone().unwrap_or_else(|| name.clone()),
         name,
         kind,
-        format: format(&options, kind),
+        format: options.format.unwrap_or_else(|| options::default_format(&options.with.connector, kind)),
         columns,
         watermark,
         key_field: options.key_field.map(|(field, _)| field),
         options: decl.options.iter().map(|o| (o.key.value.clone(), o.value.clone())).collect(),
-        with: options.with,
+        with: TableOptions { timestamp_field, ..options.with },
     })
 }
 
-fn format(options: &Options, kind: TableKind) -> Format {
-    options.format.unwrap_or_else(|| options::default_format(&options.with.connector, kind))
+/// What the records are stamped with is a time.
+fn check_timestamp_field(table: &str, options: &Options, columns: &[Column]) -> Result<(), Finding> {
+    let Some((field, at)) = &options.timestamp_field else { return Ok(()) };
+    match columns.iter().find(|column| column.name == *field) {
+        None => {
+            let finding = Finding::error(*at, format!("table '{table}' has no column '{field}'"));
+            Err(finding.help_nearest(field, "its columns", names(columns)))
+        }
+        Some(column) if column.data_type != ColumnType::Timestamp => {
+            let sql = column.data_type.sql_name();
+            let finding =
+                Finding::error(*at, format!("column '{field}' is {sql}; records are stamped with a time"));
+            Err(finding.help("name a TIMESTAMP column, or leave the option out"))
+        }
+        Some(_) => Ok(()),
+    }
 }
 
 /// Names are lower-case unless double-quoted.
@@ -168,19 +184,22 @@ fn impulse_columns(decl: &CreateTable, columns: &mut Vec<Column>, findings: &mut
     }
 }
 
-/// `raw_string` has one column, `value TEXT`.
+/// `raw_string` has one column, TEXT; a source's is called `value`.
 fn check_format(decl: &CreateTable, options: &Options, columns: &[Column], findings: &mut Vec<Finding>) {
     if options.format != Some(Format::RawString) {
         return;
     }
     let mut held = columns.iter().filter(|column| column.source == ColumnSource::Record);
+    let is_source = options.kind != Some(TableKind::Sink);
     let fits = match (held.next(), held.next()) {
-        (Some(only), None) => only.name == "value" && only.data_type == ColumnType::Text,
+        (Some(only), None) => (!is_source || only.name == "value") && only.data_type == ColumnType::Text,
         _ => false,
     };
     if !fits {
-        let finding =
-            Finding::error(decl.name.span, "a table in format 'raw_string' has one column, the text");
-        findings.push(finding.help("write (value TEXT NOT NULL)"));
+        let message = match is_source {
+            true => "a table in format 'raw_string' has one column, the text",
+            false => "a sink in format 'raw_string' has exactly one column, TEXT",
+        };
+        findings.push(Finding::error(decl.name.span, message).help("write (value TEXT NOT NULL)"));
     }
 }

@@ -37,7 +37,8 @@ use crate::reaction::table::Table;
 pub use diagnostic::{Diagnostic, Severity};
 pub use explain::explain;
 pub use files::load_folder;
-pub use program::{declaring_file, plan_program, plan_program_with, warning_at_watermark};
+pub(crate) use program::ONE_LOG;
+pub use program::{declaring_file, error_at_option, plan_program, plan_program_with, warning_at_watermark};
 
 /// One SQL file: the name that diagnostics show, and its text.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,5 +1,7 @@
 //! The `WITH` options of a table: which there are, where each belongs, what they may say, which are still to come.
 
+use std::collections::BTreeMap;
+
 use datafusion::sql::sqlparser::ast::{Expr, Value};
 use datafusion::sql::sqlparser::tokenizer::Span;
 
@@ -7,7 +9,8 @@ use super::diagnostic::{Finding, nearest};
 use super::parse::{CreateTable, OptionDecl, parse_interval};
 use super::planner::Planner;
 use crate::reaction::table::{
-    BadData, Connector, Format, Framing, LateRows, SourceOffset, TableKind, TableOptions,
+    BadData, Connector, FIXED_CLIENT_CONFIGS, Format, Framing, LateRows, SourceOffset, TableKind,
+    TableOptions, servers_of,
 };
 
 /// The options as far as they could be read; absent where missing or wrong.
@@ -16,8 +19,9 @@ pub(crate) struct Options {
     pub(crate) kind: Option<TableKind>,
     pub(crate) topic: Option<String>,
     pub(crate) format: Option<Format>,
-    /// These three name a column, and where that name stands.
+    /// These four name a column, and where that name stands.
     pub(crate) key_field: Option<(String, Span)>,
+    pub(crate) timestamp_field: Option<(String, Span)>,
     pub(crate) event_time_field: Option<(String, Span)>,
     pub(crate) watermark_field: Option<(String, Span)>,
     pub(crate) with: TableOptions,
@@ -44,7 +48,6 @@ const CONNECTORS: [&str; 5] = ["kafka", "single_file", "stdout", "blackhole", "i
 const SOURCE: Option<TableKind> = Some(TableKind::Source);
 const SINK: Option<TableKind> = Some(TableKind::Sink);
 const KAFKA: &[&str] = &["kafka"];
-const IN_SETTINGS: &str = "leave it out; the log is set under [log] in the settings";
 
 /// Every option of the dialect. What is not built yet is recognised, so that it is not called unknown.
 const KNOWN: [Known; 23] = [
@@ -75,19 +78,13 @@ const KNOWN: [Known; 23] = [
     known("event_rate", &["impulse"], SOURCE),
     known("message_count", &["impulse"], SOURCE),
     Known { later: &[("*", "leave it out")], ..known("event_time_interval", &["impulse"], SOURCE) },
-    Known { later: &[("*", IN_SETTINGS)], ..known("bootstrap_servers", KAFKA, None) },
-    Known { later: &[("*", IN_SETTINGS)], ..known("client_configs", KAFKA, None) },
-    Known {
-        later: &[("*", "leave it out; a query's positions are in its checkpoints")],
-        ..known("source.group_id", KAFKA, SOURCE)
-    },
-    Known {
-        later: &[("*", "leave it out; the log stamps the records")],
-        ..known("sink.timestamp_field", KAFKA, SINK)
-    },
+    known("bootstrap_servers", KAFKA, None),
+    known("client_configs", KAFKA, None),
+    known("source.group_id", KAFKA, SOURCE),
+    known("sink.timestamp_field", KAFKA, SINK),
 ];
 
-/// Topics that emostream itself writes.
+/// Topics that emostream itself writes, and groups that it joins.
 const RESERVED_PREFIX: &str = "emostream.";
 
 /// Below this, early results would cost more than they show, in nanoseconds.
@@ -112,6 +109,10 @@ pub(crate) fn read(decl: &CreateTable, planner: &Planner, findings: &mut Vec<Fin
     read.with.connector = connector_of(decl, connector, findings);
     if findings.len() == before {
         check_format(decl, connector, &read, findings);
+    }
+    if (connector, read.kind) == ("single_file", SOURCE) && matches!(read.format, None | Some(Format::Json)) {
+        // A file holds its rows in lines.
+        read.with.framing = Some(Framing::Newline);
     }
     if connector == "kafka" && option(decl, "topic").is_none() {
         findings.extend(check_topic(&super::catalog::normalized(&decl.name), decl.name.span).err());
@@ -235,6 +236,19 @@ fn read_one(option: &OptionDecl, planner: &Planner, read: &mut Options) -> Resul
             check_topic(value, at)?;
             read.topic = Some(value.to_owned());
         }
+        "sink.timestamp_field" => read.timestamp_field = Some((value.to_owned(), at)),
+        "source.group_id" => {
+            check_group(value, at)?;
+            read.with.group_id = Some(value.to_owned());
+        }
+        "bootstrap_servers" => {
+            read.with.bootstrap_servers = servers_of(value);
+            if read.with.bootstrap_servers.is_empty() {
+                let finding = Finding::error(at, "bootstrap_servers names no broker");
+                return Err(finding.help("write 'HOST:PORT', several with commas, or leave the option out"));
+            }
+        }
+        "client_configs" => read.with.client_configs = client_configs(value, at)?,
         "sink.key_field" => read.key_field = Some((value.to_owned(), at)),
         "event_time_field" => read.event_time_field = Some((value.to_owned(), at)),
         "watermark_field" => read.watermark_field = Some((value.to_owned(), at)),
@@ -272,6 +286,46 @@ fn emit_every_ns(option: &OptionDecl, planner: &Planner) -> Result<i64, Finding>
         Some(Err(why)) => Err(wrong(why)),
         None => Err(none()),
     }
+}
+
+/// `'name=value,name=value'`: librdkafka's properties, but those on which the log's promises rest.
+fn client_configs(text: &str, at: Span) -> Result<BTreeMap<String, String>, Finding> {
+    let mut configs = BTreeMap::new();
+    for pair in text.split(',') {
+        let parts = pair.split_once('=').map(|(name, value)| (name.trim(), value.trim()));
+        let Some((name, value)) = parts.filter(|(name, _)| !name.is_empty()) else {
+            let finding = Finding::error(at, format!("'{}' is no property with a value", pair.trim()));
+            return Err(finding.help("write client_configs = 'fetch.max.bytes=1000000,client.rack=a'"));
+        };
+        if FIXED_CLIENT_CONFIGS.contains(&name) {
+            let message = format!("property '{name}' is set by emostream itself: exactly once rests on it");
+            let help = match name {
+                "bootstrap.servers" | "metadata.broker.list" => "write the option bootstrap_servers",
+                "group.id" => "write the option 'source.group_id'",
+                "auto.offset.reset" => "write the option 'source.offset'",
+                _ => "leave it out",
+            };
+            return Err(Finding::error(at, message).help(help));
+        }
+        if configs.insert(name.to_owned(), value.to_owned()).is_some() {
+            let finding = Finding::error(at, format!("property '{name}' is given twice"));
+            return Err(finding.help("leave one of them out"));
+        }
+    }
+    Ok(configs)
+}
+
+/// The name of a consumer group that is not one of our own.
+fn check_group(group: &str, at: Span) -> Result<(), Finding> {
+    if group.trim().is_empty() || group.len() > 249 {
+        let finding = Finding::error(at, format!("'{group}' is no name of a consumer group"));
+        return Err(finding.help("a group has 1 to 249 characters"));
+    }
+    if group.starts_with(RESERVED_PREFIX) {
+        let message = format!("groups that begin with '{RESERVED_PREFIX}' are emostream's own");
+        return Err(Finding::error(at, message).help("choose another name, or leave the option out"));
+    }
+    Ok(())
 }
 
 /// The connector with its own options.
@@ -323,10 +377,6 @@ fn connector_of(decl: &CreateTable, connector: &str, findings: &mut Vec<Finding>
 fn check_format(decl: &CreateTable, connector: &str, read: &Options, findings: &mut Vec<Finding>) {
     let format_at = option(decl, "format").map_or(decl.name.span, |option| option.value_at);
     let refused = match (connector, read.kind, read.format) {
-        ("kafka", SINK, Some(format @ (Format::Arrow | Format::RawString))) => {
-            let message = format!("a kafka sink in format '{}' is not supported yet", format_name(format));
-            Some((message, "write format = 'json'"))
-        }
         ("stdout", _, Some(Format::Arrow)) => {
             Some(("stdout is for people: it has no format 'arrow'".to_owned(), "write format = 'json'"))
         }
@@ -359,10 +409,10 @@ fn check_format(decl: &CreateTable, connector: &str, read: &Options, findings: &
     }
 }
 
-/// The format of a table that names none: ours in the log, JSON lines elsewhere.
+/// The format of a table that names none: ours in the log, JSON lines in files and on standard output.
 pub(crate) fn default_format(connector: &Connector, kind: TableKind) -> Format {
     match (connector, kind) {
-        (Connector::Kafka, TableKind::Source) => Format::Arrow,
+        (Connector::Kafka | Connector::Impulse { .. }, TableKind::Source) => Format::Arrow,
         _ => Format::Json,
     }
 }

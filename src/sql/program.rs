@@ -49,6 +49,28 @@ pub fn plan_program_with(files: &[SqlFile], beside: &[SqlFile]) -> Result<Progra
     build.finish()
 }
 
+/// Why a program has one log.
+pub(crate) const ONE_LOG: &str =
+    "rows and positions are written in one transaction, which cannot span two logs";
+
+/// An error at the value of a table's option, at its place in the files; at the first character of the first file when
+/// none of them declares it.
+pub fn error_at_option(files: &[SqlFile], table: &str, key: &str, message: &str, help: &str) -> Diagnostic {
+    let placed = files.iter().find_map(|file| {
+        let (statements, _) = parse(&file.text);
+        let at = statements.iter().find_map(|statement| match &statement.kind {
+            StatementKind::CreateTable(decl) if catalog::normalized(&decl.name) == table => {
+                decl.options.iter().find(|option| option.key.value == key).map(|option| option.value_at)
+            }
+            _ => None,
+        })?;
+        Some(Finding::error(at, message).help(help).within(file))
+    });
+    let nowhere = SqlFile { name: String::new(), text: String::new() };
+    let first = files.first().unwrap_or(&nowhere);
+    placed.unwrap_or_else(|| Finding::error(start_of_text(), message).help(help).within(first))
+}
+
 /// A warning about a table's watermark, at its place in the files; None when no file declares one for that table.
 pub fn warning_at_watermark(files: &[SqlFile], table: &str, message: &str, help: &str) -> Option<Diagnostic> {
     files.iter().find_map(|file| {
@@ -137,16 +159,9 @@ impl Build {
             return;
         }
         let relation = match catalog::table(decl, &self.planner) {
-            Ok(table) => match self.tables.iter().find(|other| shares_topic(other, &table)) {
-                Some(other) => {
-                    let message =
-                        format!("topic '{}' is used by table '{}' already", table.topic, other.name);
-                    let finding =
-                        Finding::error(decl.name.span, message).help("give each table a topic of its own");
-                    self.report(file, [finding]);
-                    Relation::Broken
-                }
-                None => {
+            Ok(table) => match self.at_odds(file, decl, &table) {
+                true => Relation::Broken,
+                false => {
                     self.tables.push(table.clone());
                     Relation::Table(table)
                 }
@@ -166,6 +181,41 @@ impl Build {
         {
             self.planner.relations.insert(name, Relation::Broken);
         }
+    }
+
+    /// Whether it cannot be beside the tables before it; and what of its options is worth a warning.
+    fn at_odds(&mut self, file: &SqlFile, decl: &CreateTable, table: &Table) -> bool {
+        let option = |key: &str| decl.options.iter().find(|option| option.key.value == key);
+        if let Some(other) = self.tables.iter().find(|other| shares_topic(other, table)) {
+            let message = format!("topic '{}' is used by table '{}' already", table.topic, other.name);
+            let finding = Finding::error(decl.name.span, message).help("give each table a topic of its own");
+            self.report(file, [finding]);
+            return true;
+        }
+        let servers = &table.with.bootstrap_servers;
+        let named = |other: &&Table| !other.with.bootstrap_servers.is_empty();
+        if let (Some(option), Some(other)) = (option("bootstrap_servers"), self.tables.iter().find(named))
+            && other.with.bootstrap_servers != *servers
+        {
+            let elsewhere = other.with.bootstrap_servers.join(",");
+            let message = format!("table '{}' is on another Kafka, {elsewhere}: {ONE_LOG}", other.name);
+            let finding = Finding::error(option.value_at, message);
+            self.report(
+                file,
+                [finding.help(format!("write bootstrap_servers = '{elsewhere}' or leave it out"))],
+            );
+            return true;
+        }
+        if let Some(option) = option("sink.timestamp_field") {
+            let message = format!(
+                "Kafka removes a record when its stamp, here '{}', is older than log.retention: rows of an older \
+                 time may be gone as soon as they are written",
+                option.value
+            );
+            let finding = Finding::warning(option.value_at, message);
+            self.report(file, [finding.help("leave the option out where old files are replayed")]);
+        }
+        false
     }
 
     /// Plans what a query sees of a source; false when that is wrong.
@@ -476,8 +526,7 @@ fn reads_sessions(part: &cut::Part, cuts: &[cut::Cut]) -> bool {
 
 /// Two tables on one topic would mix their rows.
 fn shares_topic(one: &Table, other: &Table) -> bool {
-    let in_the_log = |table: &Table| table.with.connector == Connector::Kafka;
-    in_the_log(one) && in_the_log(other) && one.topic == other.topic
+    one.is_in_the_log() && other.is_in_the_log() && one.topic == other.topic
 }
 
 /// Where the rows of a SELECT on its own go. It has no columns of its own: the plan's are not cast to any.

@@ -33,6 +33,7 @@ macro_rules! conforms {
 
 conforms!(
     records_come_back_in_order,
+    a_record_keeps_the_stamp_it_brings,
     a_reader_goes_on_from_any_offset,
     a_time_is_found_as_an_offset,
     a_dropped_read_loses_nothing,

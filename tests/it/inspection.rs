@@ -43,7 +43,7 @@ fn row(user: &str, room: &str, after_ns: i64) -> String {
 }
 
 fn record(value: impl Into<Bytes>) -> NewRecord {
-    NewRecord { key: None, value: Some(value.into()), headers: Vec::new() }
+    NewRecord { value: Some(value.into()), ..NewRecord::default() }
 }
 
 /// A log, a folder of SQL, and an engine that is started again and again.
@@ -77,7 +77,7 @@ impl House {
             assert!(tasks.stop(Duration::from_secs(20)).await, "it ends");
         }
         let (folder, retention) = (self.dir.path().join("sql"), Duration::from_secs(3600));
-        let place = Place { folder, partitions: 2, retention };
+        let place = Place { folder, partitions: 2, retention, servers: Vec::new() };
         let tasks = Tasks::new();
         let seat = Seat::occupy(&self.log, place, settings, &tasks).await.unwrap();
         self.running = Some((tasks, seat.engine().unwrap()));

@@ -1,5 +1,6 @@
 //! What only the Kafka log has to show: transaction markers, other people's producers, brokers that go away.
 
+use std::collections::BTreeMap;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,7 +38,7 @@ fn keyed(key: &str, text: &str) -> NewRecord {
 }
 
 fn one(topic: &str, record: NewRecord) -> Transaction {
-    Transaction { records: vec![(topic.to_owned(), 0, record)], consumed: None }
+    Transaction { records: vec![(topic.to_owned(), 0, record)], consumed: Vec::new() }
 }
 
 fn texts(batch: &ReadBatch) -> Vec<String> {
@@ -245,10 +246,12 @@ async fn positions_are_committed_for_lag_tools() {
     let group = fresh("lag");
     let mut writer = log.fence(&fresh("writer")).await.unwrap();
     let mut transaction = one(&topic, value("a"));
-    transaction.consumed = Some((group.clone(), vec![(topic.clone(), 0, 41)]));
+    transaction.consumed = vec![(group.clone(), vec![(topic.clone(), 0, 41)])];
     writer.commit(transaction.clone()).await.unwrap();
-    transaction.consumed = Some((group.clone(), vec![(topic.clone(), 0, 42)]));
+    transaction.consumed = vec![(group.clone(), vec![(topic.clone(), 0, 42)])];
     writer.commit(transaction).await.unwrap();
+    assert_eq!(log.committed(&group, &topic).await.unwrap(), BTreeMap::from([(0, 42)]));
+    assert_eq!(log.committed(&fresh("nobody"), &topic).await.unwrap(), BTreeMap::new());
     let ask = move || {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", bootstrap_servers()).set("group.id", &group);

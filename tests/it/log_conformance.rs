@@ -49,7 +49,7 @@ pub(crate) fn record(value: impl ToString) -> NewRecord {
 /// A record with that key and value; without a value a tombstone.
 pub(crate) fn keyed(key: &str, value: Option<&str>) -> NewRecord {
     let value = value.map(|value| Bytes::from(value.to_owned()));
-    NewRecord { key: Some(Bytes::from(key.to_owned())), value, headers: Vec::new() }
+    NewRecord { key: Some(Bytes::from(key.to_owned())), value, ..NewRecord::default() }
 }
 
 /// The values of records as text; a tombstone is empty.
@@ -65,7 +65,7 @@ pub(crate) async fn commit(
     records: Vec<(&str, u32, NewRecord)>,
 ) -> Result<(), LogError> {
     let records = records.into_iter().map(|(topic, partition, record)| (topic.to_owned(), partition, record));
-    writer.commit(Transaction { records: records.collect(), consumed: None }).await
+    writer.commit(Transaction { records: records.collect(), consumed: Vec::new() }).await
 }
 
 /// The range of one partition.
@@ -119,6 +119,27 @@ pub(crate) async fn records_come_back_in_order(log: Arc<dyn Log>) {
     assert_eq!((&first.key, &first.value, &first.headers), (&full.key, &full.value, &full.headers));
     assert!((clock::wall_ms() - first.timestamp_ms).abs() < 60_000, "stamped {}", first.timestamp_ms);
     assert_eq!(read_all(&log, &name, 0).await, [], "the other partition got nothing");
+}
+
+/// A record is stamped with the time it brings, whatever came before it, and with that of its writing where it brings
+/// none; order and what is found by offset stay.
+pub(crate) async fn a_record_keeps_the_stamp_it_brings(log: Arc<dyn Log>) {
+    let name = unique("stamps");
+    let spec = TopicSpec { name: name.clone(), partitions: 1, retention: DAY, log_append_time: false };
+    log.create_topics(&[spec]).await.unwrap();
+    let before = clock::wall_ms();
+    let stamped = |n: usize, stamp: i64| NewRecord { timestamp_ms: Some(stamp), ..record(n) };
+    let stamps = [before - 5_000, before - 9_000, before - 1];
+    let records: Vec<_> = (0..3).map(|n| stamped(n, stamps[n])).collect();
+    log.append(&name, 0, records.clone()).await.unwrap();
+    let mut writer = log.fence(&unique("writer")).await.unwrap();
+    let again = records.into_iter().chain([record(3)]).map(|record| (name.as_str(), 0, record));
+    commit(&mut *writer, again.collect()).await.unwrap();
+    let found = read_all(&log, &name, 0).await;
+    assert_eq!(texts(&found), ["0", "1", "2", "0", "1", "2", "3"]);
+    let found: Vec<i64> = found.iter().map(|record| record.timestamp_ms).collect();
+    assert_eq!(found[..6], [stamps, stamps].concat());
+    assert!((before..before + 60_000).contains(&found[6]), "stamped {}", found[6]);
 }
 
 /// A reader may begin at any offset, reads within its limit, waits for what is not there yet, and says from where

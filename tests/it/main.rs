@@ -6,6 +6,7 @@
 mod changes;
 mod check;
 mod cli;
+mod connectors;
 mod crash;
 mod early;
 mod embedded_log;

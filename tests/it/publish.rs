@@ -67,7 +67,7 @@ async fn create_sink(log: &dyn Log) {
 async fn close(writer: &mut dyn emostream::log::Writer, end_s: i64) {
     let record = |partition: u32| {
         let row = json!({"room": "main", "count": end_s * 10 + i64::from(partition)});
-        let record = NewRecord { key: None, value: Some(row.to_string().into()), headers: Vec::new() }
+        let record = NewRecord { value: Some(row.to_string().into()), ..NewRecord::default() }
             .header(HEADER_WINDOW_START, format_rfc3339((end_s - 1) * SECOND_NS))
             .header(HEADER_WINDOW_END, format_rfc3339(end_s * SECOND_NS))
             .header(HEADER_FINAL, "true")
@@ -76,7 +76,7 @@ async fn close(writer: &mut dyn emostream::log::Writer, end_s: i64) {
         (SINK.to_owned(), partition, record)
     };
     let records = (0..PARTITIONS).map(record).collect();
-    writer.commit(Transaction { records, consumed: None }).await.unwrap();
+    writer.commit(Transaction { records, consumed: Vec::new() }).await.unwrap();
 }
 
 struct Running {

@@ -151,8 +151,14 @@ fn what_is_wrong_is_named_with_its_place() {
     let folder = folder(&[("tables.sql", TABLES), ("counts.sql", SELECT), ("reactions.jsonl", REACTIONS)]);
     let bad = REACTIONS.replace("\"eve\",\"emoji_type\":\"🎉\"", "\"eve\",\"emoji_type\":7");
     std::fs::write(folder.path().join("sql/reactions.jsonl"), bad).unwrap();
-    let said = fails(folder.path(), &["sql/counts.sql"], 1);
-    assert_eq!(said, "emostream: reactions.jsonl:3: column emoji_type is the number 7; TEXT takes text\n");
+    let refused = "reactions.jsonl:3: column emoji_type is the number 7; TEXT takes text\n";
+    let output = run(folder.path(), &["sql/counts.sql", "--format", "json"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("1 lines cannot be read and are not counted") && said.ends_with(refused), "{said}");
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), COUNTS.replace("\"count\":2", "\"count\":1"));
+    let strict = TABLES.replace("'reactions.jsonl', format", "'reactions.jsonl', bad_data = 'fail', format");
+    std::fs::write(folder.path().join("sql/tables.sql"), strict).unwrap();
+    assert_eq!(fails(folder.path(), &["sql/counts.sql"], 1), format!("emostream: {refused}"));
     std::fs::remove_file(folder.path().join("sql/reactions.jsonl")).unwrap();
     assert!(fails(folder.path(), &["sql/counts.sql"], 1).contains("reactions.jsonl: No such file"));
     std::fs::write(folder.path().join("sql/counts.sql"), SELECT.replace("count(*)", "conut(*)")).unwrap();

@@ -13,9 +13,9 @@ use arrow::error::ArrowError;
 use arrow::ipc::reader::{FileReader, StreamReader};
 use bytes::Bytes;
 
-use super::{ConnectorError, Input, Piece, Place};
+use super::{ConnectorError, Cursor, Input, Piece, Place};
 use crate::log::Record;
-use crate::log::codec::{CodecError, MAX_ROWS, RecordCodec};
+use crate::log::codec::RecordCodec;
 use crate::reaction::table::{Format, Table};
 
 /// So many lines, or so many bytes, are read as one record.
@@ -30,16 +30,28 @@ const FILE_MAGIC: &[u8] = b"ARROW1";
 /// file, so `DEFAULT now()` is the Unix epoch.
 ///
 /// # Errors
-/// When it cannot be opened, or begins as no Arrow file does.
-pub fn read(table: &Table, path: &Path, shown: &str) -> Result<Input, ConnectorError> {
-    let place = Place { file: shown.to_owned(), line: 1 };
+/// When it cannot be opened, ends before `from`, or begins as no Arrow file does.
+pub fn read(table: &Table, path: &Path, shown: &str, from: Cursor) -> Result<Input, ConnectorError> {
     let failed = |error: std::io::Error| ConnectorError::Input(format!("{shown}: {error}"));
-    let file = File::open(path).map_err(failed)?;
-    Ok(match table.format {
-        Format::Json => Box::new(Lines { file: BufReader::new(file), place, offset: 0, most: LINES }),
-        Format::RawString => Box::new(Lines { file: BufReader::new(file), place, offset: 0, most: 1 }),
-        Format::Arrow => Box::new(arrow_pieces(table, file, shown)?),
-    })
+    let mut file = File::open(path).map_err(failed)?;
+    let most = match table.format {
+        Format::Json => LINES,
+        Format::RawString => 1,
+        Format::Arrow => {
+            let first = usize::try_from(from.next).unwrap_or(usize::MAX);
+            return Ok(Box::new(arrow_pieces(table, file, shown)?.skip(first)));
+        }
+    };
+    let bytes = file.metadata().map_err(failed)?.len();
+    if bytes < from.next {
+        let read = from.next;
+        return Err(ConnectorError::Input(format!(
+            "{shown}: it has {bytes} bytes, and {read} of it were read: it is another file; name it otherwise in 'path'"
+        )));
+    }
+    file.seek(SeekFrom::Start(from.next)).map_err(failed)?;
+    let place = Place { file: shown.to_owned(), line: from.lines + 1 };
+    Ok(Box::new(Lines { file: BufReader::new(file), place, offset: 0, most, bytes: from.next }))
 }
 
 fn record(offset: i64, value: Bytes) -> Record {
@@ -52,6 +64,8 @@ struct Lines {
     place: Place,
     offset: i64,
     most: usize,
+    /// Of the file, read so far.
+    bytes: u64,
 }
 
 impl Iterator for Lines {
@@ -80,10 +94,12 @@ impl Iterator for Lines {
         }
         self.place.line += lines;
         self.offset += 1;
+        self.bytes += text.len() as u64;
+        let after = Cursor { next: self.bytes, lines: self.place.line - 1 };
         if self.most == 1 && text.last() == Some(&b'\n') {
             text.pop();
         }
-        Some(Ok(Piece { record: record(self.offset - 1, text.into()), place }))
+        Some(Ok(Piece { record: record(self.offset - 1, text.into()), place, after }))
     }
 }
 
@@ -128,16 +144,18 @@ fn arrow_pieces(
     Ok(std::iter::from_fn(next_batch).flat_map(move |batch| {
         let records = batch.map_err(&no_arrow).and_then(|batch| {
             let batch = fitted(&batch, codec.schema()).map_err(|error| no_arrow(error.to_string()))?;
-            encode(&codec, &batch).map_err(|error| place.refused(&error))
+            codec.encode_all(&batch).map_err(|error| place.refused(&error))
         });
         let pieces: Vec<_> = match records {
             Err(error) => vec![Err(error)],
             Ok(records) => records
                 .into_iter()
-                .map(|mut record| {
-                    record.offset = offset;
+                .map(|new| {
+                    let record =
+                        Record { headers: new.headers, ..record(offset, new.value.unwrap_or_default()) };
                     offset += 1;
-                    Ok(Piece { record, place: place.clone() })
+                    let after = Cursor { next: record.offset.unsigned_abs() + 1, lines: 0 };
+                    Ok(Piece { record, place: place.clone(), after })
                 })
                 .collect(),
         };
@@ -156,27 +174,4 @@ fn fitted(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowE
         }
     }
     RecordBatch::try_new(Arc::new(arrow::datatypes::Schema::new(fields)), columns)
-}
-
-/// As many records as the rows need.
-fn encode(codec: &RecordCodec, batch: &RecordBatch) -> Result<Vec<Record>, CodecError> {
-    let mut records = Vec::new();
-    let mut waiting = vec![batch.clone()];
-    while let Some(batch) = waiting.pop() {
-        let rows = batch.num_rows();
-        let halves = || [batch.slice(rows / 2, rows - rows / 2), batch.slice(0, rows / 2)];
-        if rows > MAX_ROWS {
-            waiting.extend(halves());
-            continue;
-        }
-        match codec.encode(&batch) {
-            Ok(new) => records.extend(
-                new.into_iter()
-                    .map(|new| Record { headers: new.headers, ..record(0, new.value.unwrap_or_default()) }),
-            ),
-            Err(CodecError::TooLarge(_)) if rows > 1 => waiting.extend(halves()),
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(records)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, RecordBatch, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema};
 
-use super::{ConnectorError, Input, Piece, Place};
+use super::{ConnectorError, Cursor, Input, Piece, Place};
 use crate::log::Record;
 use crate::log::codec::{MAX_ROWS, RecordCodec};
 use crate::reaction::table::Table;
@@ -14,11 +14,11 @@ use crate::reaction::table::Table;
 const COUNTER: &str = "counter";
 
 /// Row `n` of `message_count` is written `n / event_rate` seconds after the Unix epoch, to the millisecond; rows of the
-/// same millisecond are one record. Its `counter` is `n`, its other columns are 0: there is one source of them.
-pub fn impulse(table: &Table, event_rate: f64, message_count: u64) -> Input {
+/// same millisecond are one record. Begins with row `from`. Its `counter` is `n`, its other columns are 0: there is one source of them.
+pub fn impulse(table: &Table, event_rate: f64, message_count: u64, from: Cursor) -> Input {
     let (codec, name) = (RecordCodec::new(table), table.name.clone());
     let fields = codec.schema().fields().clone();
-    let mut next = 0;
+    let mut next = from.next;
     let pieces = std::iter::from_fn(move || {
         let first = next;
         if first >= message_count {
@@ -36,7 +36,8 @@ pub fn impulse(table: &Table, event_rate: f64, message_count: u64) -> Input {
     Box::new(pieces)
 }
 
-fn written_ms(n: u64, event_rate: f64) -> i64 {
+/// When row `n` is written.
+pub fn written_ms(n: u64, event_rate: f64) -> i64 {
     // Beyond 2^53 rows the times are approximate, and stay in order.
     (n as f64 * 1000.0 / event_rate) as i64
 }
@@ -59,8 +60,9 @@ fn piece(
         .map_err(|error| failed(error.to_string()))?;
     let new = codec.encode(&batch).map_err(|error| failed(error.to_string()))?.pop();
     let new = new.ok_or_else(|| failed("no rows".to_owned()))?;
+    let after = Cursor { next: numbers.end, lines: 0 };
     let offset = i64::try_from(numbers.start).unwrap_or(i64::MAX);
     let record =
         Record { offset, timestamp_ms: written_ms, key: None, value: new.value, headers: new.headers };
-    Ok(Piece { record, place: Place { file: table.to_owned(), line: 0 } })
+    Ok(Piece { record, place: Place { file: table.to_owned(), line: 0 }, after })
 }

@@ -7,6 +7,8 @@ pub mod output;
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use crate::log::Record;
 use crate::log::codec::CodecError;
 
@@ -28,6 +30,17 @@ pub struct Piece {
     pub record: Record,
     /// Where it stands.
     pub place: Place,
+    /// Where the next one begins.
+    pub after: Cursor,
+}
+
+/// How far an input is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cursor {
+    /// Bytes of a file of lines, records of one in Arrow, rows of an impulse.
+    pub next: u64,
+    /// Lines before that.
+    pub lines: usize,
 }
 
 /// Where rows stand, for messages.
@@ -49,6 +62,22 @@ impl Place {
             error => format!("{file}: {error}"),
         })
     }
+}
+
+/// The lines of a piece, each as one of its own: what is wrong with one is not wrong with the others.
+pub fn lines_of(piece: &Piece) -> Vec<Piece> {
+    let value = piece.record.value.clone().unwrap_or_default();
+    if piece.place.line == 0 {
+        return vec![piece.clone()];
+    }
+    let mut begin = 0;
+    let line = |(nth, text): (usize, &[u8])| {
+        let text = value.slice(begin..begin + text.len());
+        begin += text.len();
+        let place = Place { file: piece.place.file.clone(), line: piece.place.line + nth };
+        Piece { record: Record { value: Some(text), ..piece.record.clone() }, place, after: piece.after }
+    };
+    value.split_inclusive(|byte| *byte == b'\n').enumerate().map(line).collect()
 }
 
 /// An input's pieces, in order.

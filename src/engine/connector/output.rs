@@ -48,14 +48,16 @@ impl Output {
                 Self::Arrow { shown, to: Box::new(to) }
             }
             Format::Json | Format::RawString => {
-                Self::Lines { codec: RecordCodec::new(sink), shown, to: Box::new(file) }
+                let codec = RecordCodec::in_format(sink, sink.format);
+                Self::Lines { codec, shown, to: Box::new(file) }
             }
         })
     }
 
     /// Lines to `to`, which is standard output, as they come.
     pub fn stdout(sink: &Table, to: Box<dyn Write>) -> Self {
-        Self::Lines { codec: RecordCodec::new(sink), shown: "standard output".to_owned(), to }
+        let codec = RecordCodec::in_format(sink, sink.format);
+        Self::Lines { codec, shown: "standard output".to_owned(), to }
     }
 
     /// Writes rows with the sink's columns.
@@ -87,6 +89,24 @@ impl Output {
             Self::Lines { shown, mut to, .. } => to.flush().map_err(|error| failed(&shown, &error)),
         }
     }
+}
+
+/// The rows of a batch as they follow others in a file or on standard output, in the sink's format; an Arrow stream
+/// begins with its schema, and never says that it ends.
+///
+/// # Errors
+/// When they cannot be shown so.
+pub fn following(sink: &Table, batch: &RecordBatch, is_first: bool) -> Result<Vec<u8>, ConnectorError> {
+    let failed = |error: &dyn std::fmt::Display| ConnectorError::Outside(format!("{}: {error}", sink.name));
+    if sink.format != Format::Arrow {
+        let codec = RecordCodec::in_format(sink, sink.format);
+        return codec.lines(batch).map_err(|error| failed(&error));
+    }
+    let mut writer = StreamWriter::try_new(Vec::new(), &batch.schema()).map_err(|error| failed(&error))?;
+    let schema_bytes = writer.get_ref().len();
+    writer.write(batch).map_err(|error| failed(&error))?;
+    let bytes = writer.get_ref();
+    Ok(bytes[if is_first { 0 } else { schema_bytes }..].to_vec())
 }
 
 fn failed(shown: &str, error: &dyn std::fmt::Display) -> ConnectorError {

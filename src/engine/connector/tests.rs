@@ -67,12 +67,16 @@ fn lines_are_read_to_the_end_with_or_without_a_last_line_end() {
         let lines: Vec<String> = (0..2500).map(|n| format!("{{\"text\":\"x\",\"n\":{n}}}")).collect();
         let path = folder.path().join("rows.jsonl");
         std::fs::write(&path, lines.join("\n") + end).unwrap();
-        let input = file::read(&table, &path, "rows.jsonl").unwrap();
+        let input = file::read(&table, &path, "rows.jsonl", Cursor::default()).unwrap();
         assert_eq!(numbers(&table, input), (0..2500).collect::<Vec<i64>>());
     }
     std::fs::write(folder.path().join("empty"), "").unwrap();
-    assert_eq!(file::read(&table, &folder.path().join("empty"), "empty").unwrap().count(), 0);
-    let missing = file::read(&table, &folder.path().join("missing"), "missing").err().unwrap();
+    assert_eq!(
+        file::read(&table, &folder.path().join("empty"), "empty", Cursor::default()).unwrap().count(),
+        0
+    );
+    let missing =
+        file::read(&table, &folder.path().join("missing"), "missing", Cursor::default()).err().unwrap();
     assert!(missing.to_string().starts_with("missing: No such file"), "{missing}");
 }
 
@@ -85,7 +89,7 @@ fn a_bad_line_is_named_by_its_number_in_the_file() {
     let path = folder.path().join("rows.jsonl");
     std::fs::write(&path, lines.join("\n")).unwrap();
     let codec = RecordCodec::new(&table);
-    let refused = file::read(&table, &path, "rows.jsonl").unwrap().find_map(|piece| {
+    let refused = file::read(&table, &path, "rows.jsonl", Cursor::default()).unwrap().find_map(|piece| {
         let piece = piece.unwrap();
         codec.decode(0, &piece.record, &[0, 1]).err().map(|error| piece.place.refused(&error).to_string())
     });
@@ -102,14 +106,14 @@ fn arrow_files_and_streams_are_read_by_name() {
     let mut stream = StreamWriter::try_new(std::fs::File::create(&path).unwrap(), &batch.schema()).unwrap();
     (0..2).for_each(|_| stream.write(&batch).unwrap());
     stream.finish().unwrap();
-    assert_eq!(numbers(&table, file::read(&table, &path, "rows").unwrap()), expected);
+    assert_eq!(numbers(&table, file::read(&table, &path, "rows", Cursor::default()).unwrap()), expected);
     let mut whole = FileWriter::try_new(std::fs::File::create(&path).unwrap(), &batch.schema()).unwrap();
     (0..2).for_each(|_| whole.write(&batch).unwrap());
     whole.finish().unwrap();
-    assert_eq!(numbers(&table, file::read(&table, &path, "rows").unwrap()), expected);
+    assert_eq!(numbers(&table, file::read(&table, &path, "rows", Cursor::default()).unwrap()), expected);
     let bytes = std::fs::read(&path).unwrap();
     std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
-    let cut = file::read(&table, &path, "rows").err().unwrap().to_string();
+    let cut = file::read(&table, &path, "rows", Cursor::default()).err().unwrap().to_string();
     assert!(cut.starts_with("rows: no readable Arrow IPC file or stream: "), "{cut}");
 }
 
@@ -121,7 +125,8 @@ fn an_impulse_counts_in_its_own_time() {
     for (rate, count, records, last_ms) in
         [(2.0, 5, 5, 2_000), (10_000.0, 25, 3, 2), (0.5, 2, 2, 2_000), (1.0, 0, 0, 0)]
     {
-        let pieces: Vec<Piece> = impulse::impulse(&table, rate, count).map(Result::unwrap).collect();
+        let pieces: Vec<Piece> =
+            impulse::impulse(&table, rate, count, Cursor::default()).map(Result::unwrap).collect();
         assert_eq!(pieces.len(), records);
         let mut counters = Vec::new();
         for piece in &pieces {

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `arrow` | one Arrow IPC stream of one batch (`arrow.rs`) |
 //! | `json` | one JSON object; with `framing = 'newline'` one a line (`json.rs`) |
-//! | `raw_string` | text, the one column `value` (`raw.rs`) |
+//! | `raw_string` | text, the one column (`raw.rs`) |
 //!
 //! Records come from foreign writers too, so whatever a value holds costs that record only: a typed error, no panic,
 //! and no allocation out of proportion to the value. TEXT is Utf8 or a dictionary of it with Int32 keys, whichever is
@@ -111,9 +111,14 @@ impl Decoded {
 }
 
 impl RecordCodec {
-    /// The codec of `table`'s format and columns.
+    /// The codec of `table`'s records.
     pub fn new(table: &Table) -> Self {
-        let layout = match table.format {
+        Self::in_format(table, table.record_format())
+    }
+
+    /// The codec of `table`'s columns in that format.
+    pub fn in_format(table: &Table, format: Format) -> Self {
+        let layout = match format {
             Format::Arrow => Layout::Arrow,
             Format::Json => Layout::Json(json::Options::of(table)),
             Format::RawString => Layout::RawString,
@@ -170,6 +175,29 @@ impl RecordCodec {
             Layout::Json(options) => json::encode(self, options, batch),
             Layout::RawString => raw::encode(batch),
         }
+    }
+
+    /// As [`RecordCodec::encode`], in as many records as the rows need.
+    ///
+    /// # Errors
+    /// [`CodecError::TooLarge`] when one row does not fit a record.
+    pub fn encode_all(&self, batch: &RecordBatch) -> Result<Vec<NewRecord>, CodecError> {
+        let mut records = Vec::new();
+        let mut waiting = vec![batch.clone()];
+        while let Some(batch) = waiting.pop() {
+            let rows = batch.num_rows();
+            let halves = || [batch.slice(rows / 2, rows - rows / 2), batch.slice(0, rows / 2)];
+            if rows > MAX_ROWS {
+                waiting.extend(halves());
+                continue;
+            }
+            match self.encode(&batch) {
+                Ok(new) => records.extend(new),
+                Err(CodecError::TooLarge(_)) if rows > 1 => waiting.extend(halves()),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(records)
     }
 
     /// The rows of a batch of all the table's columns as lines, for files and terminals: JSON objects, or text.
@@ -381,7 +409,7 @@ fn new_record(value: Vec<u8>, content_type: &str, rows: usize) -> Result<NewReco
     if value.len() > MAX_BYTES {
         return Err(CodecError::TooLarge(value.len()));
     }
-    let record = NewRecord { key: None, value: Some(Bytes::from(value)), headers: Vec::with_capacity(2) };
+    let record = NewRecord { value: Some(Bytes::from(value)), ..NewRecord::default() };
     Ok(record.header(HEADER_CONTENT_TYPE, content_type).header(HEADER_ROWS, rows.to_string()))
 }
 

@@ -1,4 +1,4 @@
-//! Format `raw_string`: a record's value is text, in the one column `value`.
+//! Format `raw_string`: a record's value is text, in the one column that records hold.
 
 use ::arrow::array::{ArrayRef, AsArray, RecordBatch};
 use ::arrow::compute::cast;
@@ -7,9 +7,8 @@ use ::arrow::datatypes::DataType;
 use super::{CodecError, Decoded, ENOUGH_ROWS, Origin, RecordCodec, check_count, damaged, new_record, value};
 use crate::log::{NewRecord, Record};
 use crate::reaction::columns::Column as Growing;
+use crate::reaction::table::ColumnSource;
 
-/// The column that holds a record's value.
-const VALUE: &str = "value";
 const TEXT: &str = "text/plain; charset=utf-8";
 
 pub(super) fn encode(batch: &RecordBatch) -> Result<Vec<NewRecord>, CodecError> {
@@ -30,8 +29,8 @@ pub(super) fn lines(batch: &RecordBatch) -> Result<Vec<u8>, CodecError> {
 }
 
 fn texts(batch: &RecordBatch) -> Result<ArrayRef, CodecError> {
-    let column = batch.column_by_name(VALUE);
-    let column = column.ok_or_else(|| CodecError::WrongSchema(format!("there is no column {VALUE}")))?;
+    let column = batch.columns().first();
+    let column = column.ok_or_else(|| CodecError::WrongSchema("there is no column".to_owned()))?;
     cast(column, &DataType::Utf8).map_err(damaged)
 }
 
@@ -67,7 +66,7 @@ fn row(
     let text = std::str::from_utf8(value(from.record)?);
     let text = text.map_err(|error| CodecError::Damaged(format!("no UTF-8 text: {error}")))?;
     for (values, &place) in built.iter_mut().zip(columns) {
-        let pushed = if codec.columns[place].name == VALUE {
+        let pushed = if codec.columns[place].source == ColumnSource::Record {
             values.push_text(text).map_err(|mismatch| codec.mismatch(place, &mismatch))
         } else {
             codec.push_absent(place, from, values)

@@ -5,14 +5,19 @@ use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
 type Headers = Vec<(String, Bytes)>;
 
+/// Under this name lies a stamp that the record brought, as decimal text. The column `time` has the log's own clock all
+/// the same: by that one its order and its retention go.
+const STAMP: &str = "emostream.stamp";
+
 /// `None` when there are none. The caller made sure that names have at most 65,535 bytes ([`is_encodable`]).
-pub(super) fn encode(headers: &[(String, Bytes)]) -> Option<BytesMut> {
-    if headers.is_empty() {
+pub(super) fn encode(headers: &[(String, Bytes)], stamp_ms: Option<i64>) -> Option<BytesMut> {
+    let stamp = stamp_ms.map(|stamp_ms| (STAMP.to_owned(), Bytes::from(stamp_ms.to_string())));
+    if headers.is_empty() && stamp.is_none() {
         return None;
     }
-    let mut blob =
-        BytesMut::with_capacity(headers.iter().map(|(name, value)| 6 + name.len() + value.len()).sum());
-    for (name, value) in headers {
+    let size = |(name, value): &(String, Bytes)| 6 + name.len() + value.len();
+    let mut blob = BytesMut::with_capacity(stamp.iter().chain(headers).map(size).sum());
+    for (name, value) in stamp.iter().chain(headers) {
         blob.put_u16_le(u16::try_from(name.len()).unwrap_or(u16::MAX));
         blob.put_slice(name.as_bytes());
         blob.put_u32_le(u32::try_from(value.len()).unwrap_or(u32::MAX));
@@ -26,10 +31,10 @@ pub(super) fn is_encodable(headers: &[(String, Bytes)]) -> bool {
     headers.iter().all(|(name, _)| u16::try_from(name.len()).is_ok())
 }
 
-/// `None` when the blob is not what [`encode`] makes.
-pub(super) fn decode(blob: Option<&[u8]>) -> Option<Headers> {
-    let mut headers = Vec::new();
-    let Some(blob) = blob else { return Some(headers) };
+/// The headers, and the stamp that the record brought; `None` when the blob is not what [`encode`] makes.
+pub(super) fn decode(blob: Option<&[u8]>) -> Option<(Headers, Option<i64>)> {
+    let (mut headers, mut stamp_ms) = (Vec::new(), None);
+    let Some(blob) = blob else { return Some((headers, stamp_ms)) };
     let mut rest = Bytes::copy_from_slice(blob);
     while rest.has_remaining() {
         let name_bytes = usize::from(rest.try_get_u16_le().ok()?);
@@ -39,9 +44,13 @@ pub(super) fn decode(blob: Option<&[u8]>) -> Option<Headers> {
         if rest.len() < value_bytes {
             return None;
         }
-        headers.push((name, rest.split_to(value_bytes)));
+        let value = rest.split_to(value_bytes);
+        match name.as_str() {
+            STAMP => stamp_ms = Some(std::str::from_utf8(&value).ok()?.parse().ok()?),
+            _ => headers.push((name, value)),
+        }
     }
-    Some(headers)
+    Some((headers, stamp_ms))
 }
 
 #[cfg(test)]
@@ -53,13 +62,15 @@ mod tests {
         let headers: Headers = [("rows", "20"), ("rows", ""), ("content-type", "application/x")]
             .map(|(name, value)| (name.to_owned(), Bytes::from(value)))
             .to_vec();
-        assert_eq!(decode(encode(&headers).as_deref()), Some(headers));
-        assert_eq!(decode(encode(&[]).as_deref()), Some(Vec::new()));
+        for stamp in [None, Some(-7), Some(i64::MAX)] {
+            assert_eq!(decode(encode(&headers, stamp).as_deref()), Some((headers.clone(), stamp)));
+            assert_eq!(decode(encode(&[], stamp).as_deref()), Some((Vec::new(), stamp)));
+        }
     }
 
     #[test]
     fn a_cut_blob_is_refused() {
-        let blob = encode(&[("final".to_owned(), Bytes::from_static(b"true"))]).unwrap();
+        let blob = encode(&[("final".to_owned(), Bytes::from_static(b"true"))], None).unwrap();
         for cut in 1..blob.len() {
             assert_eq!(decode(Some(&blob[..cut])), None, "cut at {cut}");
         }

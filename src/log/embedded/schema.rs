@@ -220,11 +220,12 @@ fn record(row: &Row<'_>, partition: &Partition) -> Result<Record, LogError> {
         Ok(ValueRef::Null) => Ok(None),
         _ => Err(damaged("no blob where one belongs")),
     };
+    let (headers, stamp_ms) = headers::decode(blob(3)?).ok_or_else(|| damaged("its headers"))?;
     Ok(Record {
         offset: number(0)?,
-        timestamp_ms: number(1)?,
+        timestamp_ms: stamp_ms.map_or_else(|| number(1), Ok)?,
         key: blob(2)?.map(Bytes::copy_from_slice),
-        headers: headers::decode(blob(3)?).ok_or_else(|| damaged("its headers"))?,
+        headers,
         value: blob(4)?.map(Bytes::copy_from_slice),
     })
 }

@@ -82,7 +82,8 @@ async fn a_stalled_write_is_indefinite_and_one_behind_it_was_certainly_not_writt
     let stalled = stall(dir.path());
 
     let first = begin(&log, "begun").await;
-    let transaction = Transaction { records: vec![("plain".to_owned(), 0, record("never"))], consumed: None };
+    let transaction =
+        Transaction { records: vec![("plain".to_owned(), 0, record("never"))], consumed: Vec::new() };
     let (behind, commit) = tokio::join!(append(&log, "never"), writer.commit(transaction.clone()));
     assert!(matches!(behind, Err(LogError::Unavailable(_))), "{behind:?}");
     assert!(matches!(commit, Err(LogError::Unavailable(_))), "{commit:?}");
@@ -110,7 +111,8 @@ async fn a_commit_whose_end_is_not_known_ends_its_writer() {
     let log = open(&dir, Settings { write_timeout_ms: 1_000, ..Settings::default() }).await;
     let mut writer = log.fence("writer").await.unwrap();
     let stalled = stall(dir.path());
-    let transaction = Transaction { records: vec![("plain".to_owned(), 0, record("x"))], consumed: None };
+    let transaction =
+        Transaction { records: vec![("plain".to_owned(), 0, record("x"))], consumed: Vec::new() };
     let first = transaction.clone();
     let committing = Tasks::new().spawn(async move { (writer.commit(first).await, writer) });
     taken(&log).await;
@@ -154,7 +156,8 @@ async fn a_full_log_refuses_appends_first_and_takes_them_again_after_a_trim() {
     };
     assert!(matches!(&refused, LogError::Unavailable(why) if why.contains("8388608")), "{refused:?}");
     assert!((60..90).contains(&written), "{written} records of 100 kB in 8 MiB");
-    let small = || Transaction { records: vec![("plain".to_owned(), 1, record("result"))], consumed: None };
+    let small =
+        || Transaction { records: vec![("plain".to_owned(), 1, record("result"))], consumed: Vec::new() };
     writer.commit(small()).await.unwrap();
 
     log.trim("plain", 0, written).await.unwrap();
@@ -234,7 +237,7 @@ async fn a_tombstone_goes_after_a_day_and_its_offset_is_not_taken_again() {
     let keyed = |value: Option<&'static str>| NewRecord {
         key: Some(Bytes::from_static(b"k")),
         value: value.map(Bytes::from),
-        headers: Vec::new(),
+        ..NewRecord::default()
     };
     log.append("compacted", 0, vec![keyed(Some("1")), keyed(None)]).await.unwrap();
     log.apply_retention(clock::wall_ms()).await.unwrap();

@@ -281,20 +281,21 @@ impl<'a> Group<'a> {
             let clock_ms = clock_ms.max(self.now_ms);
             Staged { partition: Arc::clone(partition), end, clock_ms, records: Vec::new() }
         });
-        let NewRecord { key, value, headers } = record;
+        let NewRecord { key, value, headers, timestamp_ms: stamp_ms } = record;
         if partition.is_compacted {
             self.db.prepare_cached(&partition.sql.delete_key)?.execute([key.as_deref()])?;
             staged.records.retain(|earlier| earlier.key != key);
         }
-        let (offset, timestamp_ms) = (staged.end, staged.clock_ms);
+        let (offset, clock_ms) = (staged.end, staged.clock_ms);
         self.db.prepare_cached(&partition.sql.insert)?.execute(params![
             offset,
-            timestamp_ms,
+            clock_ms,
             key.as_deref(),
-            headers::encode(&headers).as_deref(),
+            headers::encode(&headers, stamp_ms).as_deref(),
             value.as_deref()
         ])?;
         staged.end += 1;
+        let timestamp_ms = stamp_ms.unwrap_or(clock_ms);
         staged.records.push(Record { offset, timestamp_ms, key, value, headers });
         Ok(offset)
     }

@@ -171,7 +171,7 @@ async fn enqueue(
         partition: Some(number(partition)),
         payload: record.value.as_deref(),
         key: record.key.as_deref(),
-        timestamp: None,
+        timestamp: record.timestamp_ms,
         headers: headers(record),
     };
     loop {

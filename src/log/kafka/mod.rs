@@ -10,6 +10,7 @@
 
 mod append;
 mod ends;
+mod group;
 mod latest;
 mod lease;
 mod meta;
@@ -28,15 +29,15 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
 use rdkafka::error::KafkaError;
 
-pub use self::settings::KafkaSettings;
+pub use self::settings::{KafkaSettings, check_client_configs};
 
 use self::append::Appender;
 use self::ends::Ends;
 use self::meta::Meta;
 use self::reader::KafkaReader;
 use super::{
-    Lease, Log, LogError, NewRecord, PartitionRange, Reader, Record, Retention, TopicSpec, Writer, failpoint,
-    lease_topic,
+    ClientConfigs, Lease, Log, LogError, NewRecord, PartitionRange, Reader, Record, Retention, TopicSpec,
+    Writer, failpoint, lease_topic,
 };
 
 /// Nothing is ever written to a lease's topic.
@@ -97,13 +98,30 @@ impl Log for KafkaLog {
     }
 
     async fn reader(&self, topic: &str, partition: u32, offset: i64) -> Result<Box<dyn Reader>, LogError> {
-        let (settings, meta, ends) = (self.settings.clone(), Arc::clone(&self.meta), Arc::clone(&self.ends));
+        self.reader_with(topic, partition, offset, &ClientConfigs::new()).await
+    }
+
+    async fn reader_with(
+        &self,
+        topic: &str,
+        partition: u32,
+        offset: i64,
+        configs: &ClientConfigs,
+    ) -> Result<Box<dyn Reader>, LogError> {
+        let settings = self.settings.with(configs);
+        let (meta, ends) = (Arc::clone(&self.meta), Arc::clone(&self.ends));
         let topic = topic.to_owned();
         let open = move || {
             meta.require(&topic, partition)?;
             KafkaReader::open(&settings, &meta, &ends, &topic, partition, offset)
         };
         Ok(Box::new(blocking(open).await?))
+    }
+
+    async fn committed(&self, group: &str, topic: &str) -> Result<BTreeMap<u32, i64>, LogError> {
+        let (settings, meta) = (self.settings.clone(), Arc::clone(&self.meta));
+        let (group, topic) = (group.to_owned(), topic.to_owned());
+        blocking(move || group::committed(&settings, &meta, &group, &topic)).await
     }
 
     async fn offset_at(&self, topic: &str, partition: u32, timestamp_ms: i64) -> Result<i64, LogError> {
@@ -117,6 +135,14 @@ impl Log for KafkaLog {
 
     async fn fence(&self, writer_id: &str) -> Result<Box<dyn Writer>, LogError> {
         Ok(Box::new(writer::fence(&self.settings, writer_id).await?))
+    }
+
+    async fn fence_with(
+        &self,
+        writer_id: &str,
+        configs: &ClientConfigs,
+    ) -> Result<Box<dyn Writer>, LogError> {
+        Ok(Box::new(writer::fence(&self.settings.with(configs), writer_id).await?))
     }
 
     async fn latest(&self, topic: &str) -> Result<BTreeMap<Bytes, Record>, LogError> {

@@ -12,26 +12,12 @@ use rdkafka::error::KafkaError;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-use crate::log::LogError;
+use crate::log::{ClientConfigs, LogError};
+use crate::reaction::table::FIXED_CLIENT_CONFIGS;
 
 /// The group under which readers present themselves. They assign partitions themselves and never join it, but
 /// librdkafka wants a name.
 const GROUP: &str = "emostream.readers";
-
-/// The properties this log sets itself, because its promises rest on them.
-const FIXED: [&str; 11] = [
-    "acks",
-    "auto.offset.reset",
-    "bootstrap.servers",
-    "enable.auto.commit",
-    "enable.auto.offset.store",
-    "enable.idempotence",
-    "enable.partition.eof",
-    "group.id",
-    "isolation.level",
-    "request.required.acks",
-    "transactional.id",
-];
 
 /// `[log.kafka]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,7 +47,8 @@ impl KafkaSettings {
                 "log.kafka.bootstrap_servers is empty; name a broker as HOST:PORT".to_owned(),
             ));
         }
-        if let Some(name) = self.properties.keys().find(|name| FIXED.contains(&name.as_str())) {
+        if let Some(name) = self.properties.keys().find(|name| FIXED_CLIENT_CONFIGS.contains(&name.as_str()))
+        {
             return Err(LogError::Refused(format!(
                 "log.kafka.properties: {name} is set by emostream itself; remove it"
             )));
@@ -74,6 +61,13 @@ impl KafkaSettings {
             )));
         }
         Ok(())
+    }
+
+    /// These settings for one client with properties of its own.
+    pub(super) fn with(&self, configs: &ClientConfigs) -> Self {
+        let mut settings = self.clone();
+        settings.properties.extend(configs.iter().map(|(name, value)| (name.clone(), value.clone())));
+        settings
     }
 
     /// What all clients share.
@@ -205,6 +199,22 @@ impl KafkaSettings {
     }
 }
 
+/// Whether librdkafka knows these properties and takes their values.
+///
+/// # Errors
+/// Names the first one that it does not take, and why.
+pub fn check_client_configs(configs: &ClientConfigs) -> Result<(), String> {
+    let said = |error: LogError| error.to_string().replace("log.kafka.properties: ", "");
+    KafkaSettings::new("localhost").with(configs).check().map_err(said)?;
+    for (name, value) in configs {
+        let set = ClientConfig::new().set(name, value).create_native_config();
+        if let Err(KafkaError::ClientConfig(_, reason, ..)) = set {
+            return Err(format!("{name} = {value}: {reason}"));
+        }
+    }
+    Ok(())
+}
+
 /// The property's name, when it needs a build with TLS.
 fn wants_tls((name, value): (&String, &String)) -> Option<String> {
     let encrypted = name == "security.protocol" && !value.eq_ignore_ascii_case("plaintext");
@@ -286,6 +296,19 @@ mod tests {
     #[test]
     fn an_empty_broker_is_refused() {
         assert!(matches!(KafkaSettings::default().check(), Err(LogError::Refused(_))));
+    }
+
+    #[test]
+    fn a_tables_properties_are_those_that_librdkafka_takes() {
+        let of = |name: &str, value: &str| ClientConfigs::from([(name.to_owned(), value.to_owned())]);
+        assert_eq!(check_client_configs(&of("fetch.max.bytes", "1000000")), Ok(()));
+        assert_eq!(check_client_configs(&of("compression.type", "lz4")), Ok(()));
+        for (name, value) in [("fetch.max.bites", "1"), ("linger.ms", "soon"), ("group.id", "g")] {
+            let refused = check_client_configs(&of(name, value)).unwrap_err();
+            assert!(refused.contains(name), "{refused}");
+        }
+        let settings = KafkaSettings::new("localhost:9092").with(&of("linger.ms", "7"));
+        assert_eq!(settings.writer("w").get("linger.ms"), Some("7"));
     }
 
     #[cfg(not(feature = "kafka-tls"))]

@@ -95,7 +95,7 @@ impl Writer for KafkaWriter {
         if let Some(bytes) = self.session.too_large(&transaction) {
             return Err(LogError::Refused(format!("a record of {bytes} bytes is larger than Kafka takes")));
         }
-        if transaction.records.is_empty() && transaction.consumed.is_none() {
+        if transaction.records.is_empty() && transaction.consumed.is_empty() {
             return Ok(());
         }
         // A commit whose caller went away in the middle goes on; nobody then knows its end.
@@ -156,7 +156,7 @@ impl Session {
         if let Some(error) = locked(&self.producer.context().failed).take() {
             return Err(error);
         }
-        if let Some((group, positions)) = &transaction.consumed {
+        for (group, positions) in &transaction.consumed {
             let mut list = TopicPartitionList::with_capacity(positions.len());
             for (topic, partition, offset) in positions {
                 list.add_partition_offset(topic, number(*partition), Offset::Offset(*offset))?;
@@ -178,7 +178,7 @@ impl Session {
             partition: Some(number(partition)),
             payload: record.value.as_deref(),
             key: record.key.as_deref(),
-            timestamp: None,
+            timestamp: record.timestamp_ms,
             headers: headers(record),
             delivery_opaque: (),
         };

@@ -84,9 +84,10 @@ impl Writer for ScopedWriter {
     async fn commit(&mut self, transaction: Transaction) -> Result<(), LogError> {
         let name = |topic: String| format!("{}.{topic}", self.prefix);
         let records = transaction.records.into_iter().map(|(topic, p, record)| (name(topic), p, record));
-        let consumed = transaction.consumed.map(|(group, positions)| {
+        let consumed = transaction.consumed.into_iter().map(|(group, positions)| {
             (name(group), positions.into_iter().map(|(topic, p, next)| (name(topic), p, next)).collect())
         });
+        let consumed = consumed.collect();
         self.writer.commit(Transaction { records: records.collect(), consumed }).await
     }
 }

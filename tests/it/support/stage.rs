@@ -193,12 +193,12 @@ impl Stage {
 
     /// Appends a value that says it has that many rows.
     pub(crate) fn append_bytes(&mut self, partition: usize, value: Bytes, rows: usize, timestamp_ms: i64) {
-        let record = NewRecord { key: None, value: Some(value), headers: Vec::new() };
+        let record = NewRecord { value: Some(value), ..NewRecord::default() };
         self.append_record(partition, record.header(HEADER_ROWS, rows.to_string()), timestamp_ms);
     }
 
     fn append_record(&mut self, partition: usize, record: NewRecord, timestamp_ms: i64) {
-        let NewRecord { key, value, headers } = record;
+        let NewRecord { key, value, headers, .. } = record;
         let offset = self.log[partition].len() as i64;
         self.log[partition].push(Record { offset, timestamp_ms, key, value, headers });
     }
