@@ -1,12 +1,15 @@
 //! How fast the engine catches up from the log: rows per CPU-second of the whole process, all threads counted.
 //!
 //! ```text
-//! cargo bench --bench catch_up -- [rows=20000000] [record_rows=20000] [kafka=HOST:PORT]
+//! cargo bench --bench catch_up -- [rows=20000000] [record_rows=20000] [rate=10000] [queries=1 shape=above|keys]
+//!   [kafka=HOST:PORT]
 //! ```
 //!
 //! Fills a log with the shipped `reactions` (50 emojis by a falling frequency, one room, 13-byte user ids, 10,000
-//! reactions per second of event time), then starts the engine with the shipped `emoji_counts` and waits until every row
-//! is counted or open. Without `kafka=` it uses the embedded log in a temporary folder. Linux only: reads `/proc/self`.
+//! reactions, or `rate=`, per second of event time), then starts the engine with the shipped `emoji_counts` and waits until every row
+//! is counted or open. With `queries=` it does the same for so many together afterwards, which differ above the cut or in
+//! their keys, and tells how many times the one query's CPU time that took. No row is given out before all have begun.
+//! Without `kafka=` it uses the embedded log in a temporary folder. Linux only: reads `/proc/self`.
 
 #![allow(clippy::print_stdout)] // its result is what it prints
 
@@ -15,22 +18,37 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::array::{ArrayRef, RecordBatch, StringArray, TimestampNanosecondArray};
+use async_trait::async_trait;
+use bytes::Bytes;
 use emostream::engine::{Place, Seat, Settings};
 use emostream::log::codec::RecordCodec;
 use emostream::log::program::{system_topics, table_topic};
-use emostream::log::{Log, NewRecord};
+use emostream::log::{
+    Log, LogError, NewRecord, PartitionRange, ReadBatch, Reader, Record, TopicSpec, Writer,
+};
 use emostream::shutdown::Tasks;
 use emostream::sql::{Program, SqlFile, plan_program};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
-const FILES: [(&str, &str); 2] = [
-    ("tables.sql", include_str!("../sql/tables.sql")),
-    ("emoji_counts.sql", include_str!("../sql/emoji_counts.sql")),
-];
+const TABLES: &str = include_str!("../sql/tables.sql");
+const EMOJI_COUNTS: &str = include_str!("../sql/emoji_counts.sql");
 const PARTITIONS: u32 = 3;
-const ROWS_PER_SECOND: i64 = 10_000;
+/// As many keys as queries, each of one column.
+const KEYS: [&str; 10] = [
+    "emoji_type",
+    "upper(emoji_type)",
+    "lower(emoji_type)",
+    "reverse(emoji_type)",
+    "trim(emoji_type)",
+    "concat(emoji_type, '1')",
+    "concat(emoji_type, '2')",
+    "concat(emoji_type, '3')",
+    "concat(emoji_type, '4')",
+    "concat(emoji_type, '5')",
+];
 
 #[tokio::main]
 async fn main() -> Result<(), AnyError> {
@@ -42,6 +60,7 @@ async fn main() -> Result<(), AnyError> {
     let number =
         |name: &str, default: usize| options.get(name).and_then(|text| text.parse().ok()).unwrap_or(default);
     let (rows, record_rows) = (number("rows", 20_000_000), number("record_rows", 20_000));
+    let (rate, queries) = (number("rate", 10_000), number("queries", 1));
     let folder = tempfile::tempdir()?;
     let log = open(options.get("kafka"), folder.path()).await?;
     let program = program()?;
@@ -51,9 +70,25 @@ async fn main() -> Result<(), AnyError> {
     );
     log.create_topics(&topics).await?;
     let began = Instant::now();
-    let bytes = fill(log.as_ref(), &program, rows, record_rows).await?;
+    let bytes = fill(log.as_ref(), &program, rows, record_rows, rate as i64).await?;
     eprintln!("filled {rows} rows in {:.1?}, {:.1} bytes a row", began.elapsed(), bytes as f64 / rows as f64);
-    measure(&log, rows, record_rows).await
+    let one = measure(&log, &[("one".to_owned(), EMOJI_COUNTS.to_owned())], rows, record_rows).await?;
+    if queries > 1 {
+        let differ_in_keys = options.get("shape").is_some_and(|shape| shape == "keys");
+        let text = |n: usize| match differ_in_keys {
+            true => EMOJI_COUNTS
+                .replace(
+                    "window, room, emoji_type, count(*)",
+                    &format!("window, room, {} AS emoji_type, count(*)", KEYS[n % KEYS.len()]),
+                )
+                .replace("GROUP BY window, room, emoji_type", "GROUP BY 1, 2, 3"),
+            false => EMOJI_COUNTS.replace("1000", &format!("{}", 1000 + n)),
+        };
+        let several: Vec<(String, String)> = (0..queries).map(|n| (format!("q{n}"), text(n))).collect();
+        let several = measure(&log, &several, rows, record_rows).await?;
+        println!("catch_up: {queries} queries cost {:.2} times what one costs", several / one);
+    }
+    Ok(())
 }
 
 async fn open(kafka: Option<&String>, folder: &std::path::Path) -> Result<Arc<dyn Log>, AnyError> {
@@ -68,12 +103,19 @@ async fn open(kafka: Option<&String>, folder: &std::path::Path) -> Result<Arc<dy
 }
 
 fn program() -> Result<Program, AnyError> {
-    let files = FILES.map(|(name, text)| SqlFile { name: name.to_owned(), text: text.to_owned() });
+    let files = [("tables.sql", TABLES), ("emoji_counts.sql", EMOJI_COUNTS)];
+    let files = files.map(|(name, text)| SqlFile { name: name.to_owned(), text: text.to_owned() });
     plan_program(&files).map_err(|found| format!("{found:?}").into())
 }
 
 /// Returns how many bytes of values were written.
-async fn fill(log: &dyn Log, program: &Program, rows: usize, record_rows: usize) -> Result<usize, AnyError> {
+async fn fill(
+    log: &dyn Log,
+    program: &Program,
+    rows: usize,
+    record_rows: usize,
+    rate: i64,
+) -> Result<usize, AnyError> {
     let codec = RecordCodec::new(&program.queries[0].sources[0]);
     let topic = &program.queries[0].sources[0].topic;
     let start_ns = 1_700_000_000_000_000_000_i64;
@@ -98,7 +140,7 @@ async fn fill(log: &dyn Log, program: &Program, rows: usize, record_rows: usize)
             Arc::new(
                 numbers
                     .clone()
-                    .map(|n| Some(start_ns + n as i64 * (1_000_000_000 / ROWS_PER_SECOND)))
+                    .map(|n| Some(start_ns + n as i64 * (1_000_000_000 / rate)))
                     .collect::<TimestampNanosecondArray>(),
             ),
         ];
@@ -118,12 +160,17 @@ async fn fill(log: &dyn Log, program: &Program, rows: usize, record_rows: usize)
     Ok(bytes)
 }
 
-async fn measure(log: &Arc<dyn Log>, rows: usize, record_rows: usize) -> Result<(), AnyError> {
-    let tasks = Tasks::new();
-    let (began, cpu_before) = (Instant::now(), cpu_seconds()?);
-    let sql = tempfile::tempdir()?;
-    for (name, text) in FILES {
-        std::fs::write(sql.path().join(name), text)?;
+/// Runs these queries, by name, over all that is there. Returns the CPU-seconds that took.
+async fn measure(
+    log: &Arc<dyn Log>,
+    queries: &[(String, String)],
+    rows: usize,
+    record_rows: usize,
+) -> Result<f64, AnyError> {
+    let (tasks, sql) = (Tasks::new(), tempfile::tempdir()?);
+    std::fs::write(sql.path().join("tables.sql"), TABLES)?;
+    for (name, text) in queries {
+        std::fs::write(sql.path().join(format!("{name}.sql")), text)?;
     }
     let place = Place {
         folder: sql.path().to_owned(),
@@ -131,29 +178,104 @@ async fn measure(log: &Arc<dyn Log>, rows: usize, record_rows: usize) -> Result<
         retention: Duration::from_secs(86_400),
         servers: Vec::new(),
     };
-    let seat = Seat::occupy(log, place, &Settings::default(), &tasks).await?;
+    let gated = Arc::new(Gated { log: Arc::clone(log), is_open: watch::Sender::new(false) });
+    let shared: Arc<dyn Log> = Arc::<Gated>::clone(&gated);
+    let seat = Seat::occupy(&shared, place, &Settings::default(), &tasks).await?;
     let engine = seat.engine().ok_or("no engine")?;
-    loop {
-        let report = engine.report("emoji_counts").await?.ok_or("no query")?;
-        let done =
-            report.figures.counted as usize + report.figures.open as usize >= rows && report.lag_records == 0;
-        if done && report.figures.accepted as usize >= rows {
-            break;
-        }
-        if let Some(error) = report.last_error {
-            return Err(error.into());
-        }
+    while engine.restored().is_err() {
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let (began, cpu_before) = (Instant::now(), cpu_seconds()?);
+    gated.is_open.send_replace(true);
+    for (name, _) in queries {
+        loop {
+            let report = engine.report(name).await?.ok_or("no query")?;
+            let figures = report.figures;
+            let done = figures.counted as usize + figures.open as usize >= rows && report.lag_records == 0;
+            if done && figures.accepted as usize >= rows {
+                break;
+            }
+            if let Some(error) = report.last_error {
+                return Err(error.into());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
     let (wall, cpu) = (began.elapsed().as_secs_f64(), cpu_seconds()? - cpu_before);
     println!(
-        "catch_up: {rows} rows in records of {record_rows}: {:.2} s wall, {cpu:.2} CPU-s, {:.1} million rows per CPU-second, {} MB resident at most",
-        wall,
+        "catch_up: {} queries, {rows} rows in records of {record_rows}: {wall:.2} s wall, {cpu:.2} CPU-s, {:.1} million rows per CPU-second, {} MB resident at most",
+        queries.len(),
         rows as f64 / cpu / 1e6,
         peak_mb()?
     );
+    drop(engine);
     tasks.stop(Duration::from_secs(10)).await;
-    Ok(())
+    Ok(cpu)
+}
+
+/// A log whose readers find nothing before it is opened.
+struct Gated {
+    log: Arc<dyn Log>,
+    is_open: watch::Sender<bool>,
+}
+
+struct GatedReader {
+    reader: Box<dyn Reader>,
+    next: i64,
+    is_open: watch::Receiver<bool>,
+}
+
+#[async_trait]
+impl Reader for GatedReader {
+    async fn read(&mut self, max_bytes: usize, wait: Duration) -> Result<ReadBatch, LogError> {
+        if tokio::time::timeout(wait, self.is_open.wait_for(|is_open| *is_open)).await.is_err() {
+            return Ok(ReadBatch { next: self.next, ..ReadBatch::default() });
+        }
+        let batch = self.reader.read(max_bytes, wait).await?;
+        self.next = batch.next;
+        Ok(batch)
+    }
+}
+
+#[async_trait]
+impl Log for Gated {
+    fn is_shared(&self) -> bool {
+        self.log.is_shared()
+    }
+
+    async fn create_topics(&self, specs: &[TopicSpec]) -> Result<(), LogError> {
+        self.log.create_topics(specs).await
+    }
+
+    async fn describe(&self, topic: &str) -> Result<Option<Vec<PartitionRange>>, LogError> {
+        self.log.describe(topic).await
+    }
+
+    async fn append(&self, topic: &str, partition: u32, records: Vec<NewRecord>) -> Result<i64, LogError> {
+        self.log.append(topic, partition, records).await
+    }
+
+    async fn reader(&self, topic: &str, partition: u32, offset: i64) -> Result<Box<dyn Reader>, LogError> {
+        let reader = self.log.reader(topic, partition, offset).await?;
+        Ok(Box::new(GatedReader { reader, next: offset, is_open: self.is_open.subscribe() }))
+    }
+
+    async fn offset_at(&self, topic: &str, partition: u32, timestamp_ms: i64) -> Result<i64, LogError> {
+        self.log.offset_at(topic, partition, timestamp_ms).await
+    }
+
+    async fn fence(&self, writer_id: &str) -> Result<Box<dyn Writer>, LogError> {
+        self.log.fence(writer_id).await
+    }
+
+    async fn latest(&self, topic: &str) -> Result<BTreeMap<Bytes, Record>, LogError> {
+        self.log.latest(topic).await
+    }
+
+    async fn trim(&self, topic: &str, partition: u32, offset: i64) -> Result<(), LogError> {
+        self.log.trim(topic, partition, offset).await
+    }
 }
 
 /// User and system time of all threads of this process.

@@ -13,6 +13,7 @@ use datafusion::physical_expr::aggregate::{AggregateFunctionExpr, LoweredAggrega
 use super::above::Above;
 use super::aggregate::{Aggregation, Arguments};
 use super::change::Rhythm;
+use super::decode::Columns;
 use super::expression::RowExpr;
 use super::snapshot::Shape;
 use super::window::{self, Panes};
@@ -45,10 +46,8 @@ pub struct CompiledSource {
     /// How far the watermark stays behind the largest event time.
     pub delay_ns: i64,
     pub(crate) codec: RecordCodec,
-    /// The columns that are read, by place in the table.
-    pub(crate) columns: Vec<usize>,
-    /// The event time's place among `columns`.
-    pub(crate) event_time: usize,
+    /// The columns that are read.
+    pub(crate) columns: Columns,
     /// What its rows go into: each accounts for every row of its own.
     pub(crate) inputs: Vec<CompiledInput>,
 }
@@ -58,6 +57,8 @@ pub struct CompiledSource {
 pub(crate) struct CompiledInput {
     pub(crate) filters: Vec<RowExpr>,
     pub(crate) into: Target,
+    /// What its rows are in panes depends on: queries with the same one can share that. `None` where there are no panes.
+    pub(crate) identity: Option<Arc<str>>,
 }
 
 /// Where an input's rows go.
@@ -217,9 +218,9 @@ impl CompiledSource {
         let columns = columns_read(query, table, event_place)?;
         let inputs = query.cuts.iter().enumerate().flat_map(|(cut, planned)| {
             let own = planned.inputs.iter().filter(|input| input.source == table.name);
-            own.map(move |input| (cut, input))
+            own.map(move |input| (cut, planned, input))
         });
-        let inputs = inputs.map(|(cut, input)| cut_input(cut, input, &columns));
+        let inputs = inputs.map(|(cut, planned, input)| cut_input(cut, planned, input, &columns));
         let mut inputs = inputs.collect::<Result<Vec<_>>>()?;
         for (output, planned) in query.outputs.iter().enumerate() {
             for part in &planned.parts {
@@ -231,11 +232,11 @@ impl CompiledSource {
             }
         }
         let event_time = columns.iter().position(|&place| place == event_place);
+        let event_time = event_time.ok_or_else(|| internal_datafusion_err!("the event time is not read"))?;
         Ok(Self {
             delay_ns: watermark.delay_ns,
             codec: RecordCodec::new(table),
-            event_time: event_time.ok_or_else(|| internal_datafusion_err!("the event time is not read"))?,
-            columns,
+            columns: Columns { places: columns, event_time },
             inputs,
             table: table.clone(),
         })
@@ -251,7 +252,7 @@ fn schema_read(schema: &DFSchemaRef, columns: &[usize]) -> Result<DFSchema> {
     DFSchema::new_with_metadata(fields.collect(), Default::default())
 }
 
-fn cut_input(cut: usize, input: &Input, columns: &[usize]) -> Result<CompiledInput> {
+fn cut_input(cut: usize, planned: &Cut, input: &Input, columns: &[usize]) -> Result<CompiledInput> {
     let read = schema_read(&input.source_schema, columns)?;
     let compile = |expr: &Expr| RowExpr::compile(expr, &read);
     let arguments = lower(input, &read)?.into_iter().map(|(function, filter)| {
@@ -266,7 +267,9 @@ fn cut_input(cut: usize, input: &Input, columns: &[usize]) -> Result<CompiledInp
             && matches!(&values[..], [value] if value.is_constant());
         Ok(Arguments { values, filter, is_count })
     });
+    let has_panes = Panes::of(planned.windowing).is_some();
     Ok(CompiledInput {
+        identity: has_panes.then(|| planned.identity_of(input).into()),
         filters: input.filters.iter().map(compile).collect::<Result<_>>()?,
         into: Target::Cut {
             cut,
@@ -280,6 +283,7 @@ fn output_input(output: usize, rows: &RowWise, columns: &[usize]) -> Result<Comp
     let read = schema_read(&rows.source_schema, columns)?;
     let compile = |expr: &Expr| RowExpr::compile(expr, &read);
     Ok(CompiledInput {
+        identity: None,
         filters: rows.filters.iter().map(compile).collect::<Result<_>>()?,
         into: Target::Output { output, columns: rows.columns.iter().map(compile).collect::<Result<_>>()? },
     })

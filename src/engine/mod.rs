@@ -1,15 +1,19 @@
 //! Stage 2: source → watermark → window → aggregate → closing → sink, with checkpoints.
 //!
 //! ```text
-//!            ┌ partition: decode, filter, pane, group, accumulate ┐
-//!  source ──▶│ partition                                          │──hand over──▶ closing ──▶ plan above ──▶ sink
-//!            └ partition                                          ┘   (barrier)    (merge)     (DataFusion)
-//!                                                                                     └── one log transaction ──┘
+//!            for all queries       each query's own
+//!             ┌ read, decode ┐     ┌ partition: filter, pane, group, accumulate ┐
+//!  source ──▶ │ tail         │──┬─▶│ partition                                  │──hand over──▶ closing ──▶ …
+//!             └ tail         ┘  │  └ partition                                  ┘   (barrier)    (merge)
+//!                               └─▶ another query
+//!
+//!  … ──▶ plan above (DataFusion) ──▶ sink, figures and positions in one log transaction
 //! ```
 //!
 //! The core ([`watermark`], [`window`], `aggregate`, [`partition`], [`closing`]) is pure: records, times and boundaries
-//! are arguments. [`worker`] is the shell that reads, waits and commits. The SQL is cut at its window (`sql::cut`):
-//! below, compiled expressions run record by record; above, each closed window is an ordinary DataFusion query.
+//! are arguments. [`worker`] is the shell that reads, by way of `tail`, waits and commits. The SQL is cut at its window
+//! (`sql::cut`): below, compiled expressions run record by record; above, each closed window is an ordinary DataFusion
+//! query.
 //!
 //! Around it, queries change while they run: a [`Seat`] runs the [`Engine`] while this process holds the lease; a slot per
 //! query brings one version after the other to run (`slot`), by the arithmetic of [`change`]; texts come over HTTP
@@ -19,6 +23,7 @@ mod above;
 mod aggregate;
 pub mod bounded;
 pub mod change;
+mod chunk;
 mod closed;
 pub mod closing;
 mod committing;
@@ -43,6 +48,7 @@ mod outside;
 pub mod partition;
 pub(crate) mod planned;
 mod reading;
+mod ring;
 pub mod routes;
 mod run;
 pub mod saved;
@@ -50,11 +56,14 @@ mod seat;
 mod seldom;
 mod session;
 mod shared;
+mod sharing;
 pub mod sink;
 mod sliding;
 mod slot;
 mod snapshot;
 mod sorted;
+mod tail;
+mod taken;
 mod takeover;
 mod ticks;
 pub mod watermark;

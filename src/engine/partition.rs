@@ -4,32 +4,32 @@
 //! the watermark. Every row is accounted once for each input of the query that reads the source: filtered,
 //! future, late, bad, or taken in (open, then counted).
 
-use std::collections::{BTreeMap, BTreeSet};
+mod handing;
+
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::{AsArray, BooleanArray, RecordBatch, UInt32Array};
-use arrow::datatypes::{TimestampNanosecondType, UInt32Type};
+use arrow::array::{AsArray, BooleanArray, UInt32Array};
+use arrow::datatypes::UInt32Type;
 use datafusion::common::Result;
 
+pub use self::handing::HandOver;
 use super::above::batch_of;
-use super::aggregate::Pane;
 use super::closing::{Lane, Start};
 use super::compile::{CompiledInput, CompiledQuery, CompiledSource, Target};
-use super::decode::{Decoded, decode};
-use super::early::OpenPane;
+use super::decode::{Decoded, Extent, decode};
 use super::expression::{RowExpr, Rows};
 use super::filling::IntoPanes;
 use super::groups::Scratch;
 use super::kept::{Kept, Missed, Origin};
-use super::session::{Bursts, SessionRows};
+use super::sharing::InPanes;
+use super::taken::Taken;
 use super::watermark::Watermark;
-use super::window::Panes;
 use crate::log::Record;
 use crate::log::codec::CodecError;
 use crate::reaction::table::{BadData, LateRows};
 use crate::reaction::time::NS_PER_MS;
-use crate::sql::cut::Windowing;
 
 /// Rows accounted so far in one partition since the query's start (or its last one), besides those taken in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,26 +67,6 @@ pub struct Pushed {
     pub stopped_by: Option<CodecError>,
 }
 
-/// What a partition hands over when windows close: one step, so that results and positions agree.
-pub struct HandOver {
-    /// By cut: the panes that are over.
-    pub(crate) panes: Vec<(usize, Pane)>,
-    /// By cut: all sessions' rows.
-    pub(crate) sessions: Vec<(usize, SessionRows)>,
-    /// By output: rows without a window.
-    pub(crate) rows: Vec<(usize, RecordBatch)>,
-    /// The first record with a row of a pane still open here.
-    pub(crate) first_open: Option<i64>,
-    /// The first record not taken in.
-    pub(crate) next: i64,
-    pub(crate) watermark: Option<i64>,
-    pub(crate) account: Account,
-    /// What is in no window and kept for inspection.
-    pub(crate) kept: Kept,
-    /// Rows in panes still open here.
-    pub(crate) open: u64,
-}
-
 /// One partition's panes, watermark and account.
 pub struct Partition {
     query: Arc<CompiledQuery>,
@@ -113,63 +93,6 @@ pub struct Partition {
     /// Of the record at hand: the rows to be kept because they are in no window.
     missed: BTreeMap<usize, Missed>,
     scratch: Scratch,
-}
-
-/// What was taken in for one input and not handed over yet.
-enum Taken {
-    Panes { panes: Panes, open: BTreeMap<i64, Pane> },
-    Bursts(Bursts),
-    Rows(Vec<RecordBatch>),
-}
-
-impl Taken {
-    fn new(query: &CompiledQuery, input: &CompiledInput) -> Result<Self> {
-        let Target::Cut { cut, .. } = input.into else { return Ok(Self::Rows(Vec::new())) };
-        let cut = &query.cuts[cut];
-        Ok(match (cut.panes, cut.windowing) {
-            (None, Windowing::Session { gap_ns }) => {
-                Self::Bursts(Bursts::new(gap_ns, Arc::clone(&cut.aggregation))?)
-            }
-            (Some(panes), _) => Self::Panes { panes, open: BTreeMap::new() },
-            (None, _) => Self::Rows(Vec::new()),
-        })
-    }
-
-    fn rows(&self) -> u64 {
-        match self {
-            Self::Panes { open, .. } => open.values().map(|pane| pane.rows).sum(),
-            Self::Bursts(bursts) => bursts.rows(),
-            Self::Rows(rows) => rows.iter().map(|rows| rows.num_rows() as u64).sum(),
-        }
-    }
-
-    fn groups(&self) -> usize {
-        match self {
-            Self::Panes { open, .. } => open.values().map(|pane| pane.accumulation.groups()).sum(),
-            Self::Bursts(bursts) => bursts.len(),
-            Self::Rows(_) => 0,
-        }
-    }
-
-    fn earliest_end(&self, closed_to: Option<i64>) -> Option<i64> {
-        match self {
-            Self::Panes { panes, open } => {
-                let (first, _) = open.first_key_value()?;
-                Some(panes.window_end_after(closed_to.map_or(*first, |closed_to| closed_to.max(*first))))
-            }
-            Self::Bursts(bursts) => bursts.earliest_end(),
-            Self::Rows(_) => None,
-        }
-    }
-
-    /// A row before this is late.
-    fn late_before(&self, closed_to: Option<i64>) -> i64 {
-        match (self, closed_to) {
-            (Self::Panes { panes, .. }, Some(closed_to)) => panes.first_open_start(closed_to),
-            (Self::Bursts(_), Some(closed_to)) => closed_to,
-            _ => i64::MIN,
-        }
-    }
 }
 
 impl Partition {
@@ -248,29 +171,30 @@ impl Partition {
     /// When an expression fails on a row: the query cannot go on. A record that cannot be decoded is no error: its
     /// rows are `bad`, unless its table says that it stops the query.
     pub fn push(&mut self, records: &[Record], now_ms: i64) -> Result<Pushed> {
-        let decoded = decode(&self.query.sources[self.source], records, self.partition);
-        self.take(records, decoded, now_ms)
+        let source = &self.query.sources[self.source];
+        let decoded = decode(&source.codec, &source.columns, records, self.partition);
+        self.take(records, &decoded, now_ms)
     }
 
-    /// Takes in what was decoded of the first of `records`.
-    fn take(&mut self, records: &[Record], decoded: Decoded, now_ms: i64) -> Result<Pushed> {
+    /// Takes in what was decoded of the first of `records`. What of it was taken in before is passed over.
+    pub(crate) fn take(&mut self, records: &[Record], decoded: &Decoded, now_ms: i64) -> Result<Pushed> {
         let query = Arc::clone(&self.query);
         let source = &query.sources[self.source];
-        let known = decoded.spans.partition_point(|span| span.offset < self.accounted_to);
+        let done = decoded.spans.partition_point(|span| span.offset < self.next);
+        let known = decoded.spans.partition_point(|span| span.offset < self.accounted_to).max(done);
         // A bad record that was left out before the table said that it stops the query is left out again.
         let stops = |(place, _): &&(usize, CodecError)| {
             source.table.with.bad_data == BadData::Fail && *place >= known
         };
         let stop = decoded.bad.iter().find(stops).cloned();
         let taken = stop.as_ref().map_or(decoded.spans.len(), |(place, _)| *place);
-        if let Some(last) = decoded.spans[..taken].last() {
+        if let Some(last) = decoded.spans[done.min(taken)..taken].last() {
             self.next = last.offset + 1;
             self.last_record_ms = Some(now_ms);
         }
-        self.take_spans(&query, records, &decoded, 0..known.min(taken), false)?;
-        self.take_spans(&query, records, &decoded, known.min(taken)..taken, true)?;
-        let mut bad = decoded.bad;
-        bad.retain(|(place, _)| *place < taken);
+        self.take_spans(&query, records, decoded, done.min(taken)..known.min(taken), false)?;
+        self.take_spans(&query, records, decoded, known.min(taken)..taken, true)?;
+        let bad = decoded.bad.iter().filter(|(place, _)| (done..taken).contains(place)).cloned().collect();
         Ok(Pushed { taken, bad, stopped_by: stop.map(|(_, error)| error) })
     }
 
@@ -300,17 +224,21 @@ impl Partition {
             }
         }
         let Some(rows) = decoded.rows_of(places.clone()) else { return Ok(()) };
+        let is_all = places == (0..decoded.spans.len());
+        let extent = if is_all { decoded.extent } else { Extent::of(source.columns.event_ns(&rows)) };
         let limits = Limits { fresh, future_from: self.future_from(earliest_ms), offset: spans[0].offset };
         if spans.len() == 1 && !self.keeps_missed(source, fresh)
-            || self.are_judged_alike(source, &limits, event_ns(source, &rows))
+            || extent.is_some_and(|extent| self.are_judged_alike(source, &limits, extent))
         {
-            return self.take_rows(source, &limits, &rows);
+            let in_panes = if is_all { &*decoded.in_panes } else { &[] };
+            return self.take_rows(source, &limits, &Batch { rows: &rows, extent, in_panes });
         }
         for (place, span) in places.zip(spans) {
             let limits =
                 Limits { fresh, future_from: self.future_from(span.timestamp_ms), offset: span.offset };
             if let Some(rows) = decoded.rows_of(place..place + 1) {
-                self.take_rows(source, &limits, &rows)?;
+                let extent = Extent::of(source.columns.event_ns(&rows));
+                self.take_rows(source, &limits, &Batch { rows: &rows, extent, in_panes: &[] })?;
             }
             if !self.missed.is_empty() {
                 let missed = std::mem::take(&mut self.missed);
@@ -321,13 +249,13 @@ impl Partition {
     }
 
     /// Whether no row is judged by its record.
-    fn are_judged_alike(&self, source: &CompiledSource, limits: &Limits, event_ns: &[i64]) -> bool {
+    fn are_judged_alike(&self, source: &CompiledSource, limits: &Limits, extent: Extent) -> bool {
         let late_before = if self.keeps_missed(source, limits.fresh) {
             (0..self.taken.len()).map(|place| self.late_before(place, limits)).max().unwrap_or(i64::MIN)
         } else {
             i64::MIN
         };
-        event_ns.iter().all(|&ns| late_before <= ns && ns <= limits.future_from)
+        extent.is_within(late_before, limits.future_from)
     }
 
     /// Whether late and future rows are kept for inspection.
@@ -339,18 +267,46 @@ impl Partition {
         timestamp_ms.saturating_add(self.rules.future_tolerance_ms).saturating_mul(NS_PER_MS)
     }
 
-    fn take_rows(&mut self, source: &CompiledSource, limits: &Limits, rows: &Rows) -> Result<()> {
-        let future_from = limits.future_from;
-        let largest = event_ns(source, rows).iter().copied().filter(|&ns| ns <= future_from).max();
+    fn take_rows(&mut self, source: &CompiledSource, limits: &Limits, batch: &Batch<'_>) -> Result<()> {
+        let Some(extent) = batch.extent else { return Ok(()) };
+        let is_in_time = |ns: &i64| *ns <= limits.future_from;
+        let largest = if is_in_time(&extent.latest) {
+            Some(extent.latest)
+        } else {
+            source.columns.event_ns(batch.rows).iter().copied().filter(is_in_time).max()
+        };
         if let Some(largest) = largest {
             self.watermark.advance(largest);
         }
         let open = if limits.fresh { 0 } else { self.open() };
         for (place, input) in source.inputs.iter().enumerate() {
-            self.take_input(source, input, place, limits, rows)?;
+            let late_before = self.late_before(place, limits);
+            let all_on_time = extent.is_within(late_before, limits.future_from);
+            match batch.in_panes_of(input).filter(|_| limits.fresh && all_on_time) {
+                Some(in_panes) => self.take_in_panes(input, place, limits, batch, in_panes)?,
+                None => self.take_input(source, input, place, limits, batch)?,
+            }
         }
         if !limits.fresh && self.begins_account {
             self.account.accepted += self.open() - open;
+        }
+        Ok(())
+    }
+
+    /// Takes in what all queries with this input have worked out together: no row is late or in the future.
+    fn take_in_panes(
+        &mut self,
+        input: &CompiledInput,
+        place: usize,
+        limits: &Limits,
+        batch: &Batch<'_>,
+        in_panes: &InPanes,
+    ) -> Result<()> {
+        let Self { taken, scratch, query, account, .. } = self;
+        if let (Taken::Panes { open, .. }, Target::Cut { cut, .. }) = (&mut taken[place], &input.into) {
+            account.filtered += batch.rows.len() as u64 - in_panes.passed;
+            account.bad += in_panes.left_out;
+            in_panes.fill(&query.cuts[*cut].aggregation, open, limits.offset, scratch)?;
         }
         Ok(())
     }
@@ -361,24 +317,26 @@ impl Partition {
         input: &CompiledInput,
         place: usize,
         limits: &Limits,
-        rows: &Rows,
+        batch: &Batch<'_>,
     ) -> Result<()> {
-        let kept = filtered(&input.filters, rows)?;
-        let passed = kept.as_ref().unwrap_or(rows);
+        let kept = filtered(&input.filters, batch.rows)?;
+        let passed = kept.as_ref().unwrap_or(batch.rows);
         if limits.fresh {
-            self.account.filtered += (rows.len() - passed.len()) as u64;
+            self.account.filtered += (batch.rows.len() - passed.len()) as u64;
         }
         let is_row_wise = matches!(self.taken[place], Taken::Rows(_));
         let late_before = self.late_before(place, limits);
-        let on_time = if is_row_wise { None } else { self.on_time(source, late_before, limits, passed)? };
+        let all_on_time =
+            is_row_wise || batch.extent.is_none_or(|all| all.is_within(late_before, limits.future_from));
+        let on_time = if all_on_time { None } else { self.on_time(source, late_before, limits, passed)? };
         if on_time.is_some() && self.keeps_missed(source, limits.fresh) {
-            self.note_missed(source, input, late_before, limits, rows)?;
+            self.note_missed(source, input, late_before, limits, batch.rows)?;
         }
         let rows = on_time.as_ref().unwrap_or(passed);
         if rows.len() == 0 {
             return Ok(());
         }
-        let event_ns = event_ns(source, rows);
+        let event_ns = source.columns.event_ns(rows);
         let Self { taken, scratch, query, account, begins_account, .. } = self;
         match (&mut taken[place], &input.into) {
             (Taken::Panes { panes, open }, Target::Cut { cut, keys, arguments }) => {
@@ -424,7 +382,7 @@ impl Partition {
         limits: &Limits,
         rows: &Rows,
     ) -> Result<Option<Rows>> {
-        let event_ns = event_ns(source, rows);
+        let event_ns = source.columns.event_ns(rows);
         let future_from = limits.future_from;
         if event_ns.iter().all(|&ns| late_before <= ns && ns <= future_from) {
             return Ok(None);
@@ -455,7 +413,7 @@ impl Partition {
             let condition = filter.evaluate_condition(&rows.at(&places)?)?;
             places = arrow::compute::filter(&places, &condition)?.as_primitive::<UInt32Type>().clone();
         }
-        let event_ns = event_ns(source, rows);
+        let event_ns = source.columns.event_ns(rows);
         for place in places.values().iter().map(|&place| place as usize) {
             let missed = match event_ns[place] {
                 ns if ns > limits.future_from => Missed::Future,
@@ -484,72 +442,6 @@ impl Partition {
     pub fn end(&mut self) {
         self.watermark.end();
     }
-
-    /// Hands over what is over once everything up to `boundary` is closed; without one, only what waits for no window.
-    ///
-    /// # Errors
-    /// What DataFusion says of the aggregates' states.
-    pub fn hand_over(&mut self, boundary: Option<i64>) -> Result<HandOver> {
-        self.closed_to = self.closed_to.max(boundary);
-        let (mut over, mut sessions, mut rows) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut first_open, mut still_open) = (None::<i64>, 0);
-        let source = &self.query.sources[self.source];
-        for (taken, input) in self.taken.iter_mut().zip(&source.inputs) {
-            match (taken, &input.into) {
-                (Taken::Panes { panes, open }, Target::Cut { cut, .. }) => {
-                    let from = boundary.map(|to| panes.boundary_at_or_before(to));
-                    if let Some(from) = from {
-                        let open_now = open.split_off(&from);
-                        let closed = std::mem::replace(open, open_now);
-                        over.extend(closed.into_values().map(|pane| (*cut, pane)));
-                    }
-                    let first = open.values().map(|pane| pane.first_offset).min();
-                    first_open = first_open.into_iter().chain(first).min();
-                    still_open += open.values().map(|pane| pane.rows).sum::<u64>();
-                }
-                (Taken::Bursts(bursts), Target::Cut { cut, .. }) => {
-                    sessions.extend(bursts.hand_over()?.map(|rows| (*cut, rows)));
-                }
-                (Taken::Rows(pending), Target::Output { output, .. }) => {
-                    rows.extend(std::mem::take(pending).into_iter().map(|rows| (*output, rows)));
-                }
-                _ => {}
-            }
-        }
-        Ok(HandOver {
-            panes: over,
-            sessions,
-            rows,
-            first_open,
-            next: self.next,
-            watermark: self.watermark.value(),
-            account: self.account,
-            kept: std::mem::take(&mut self.kept),
-            open: still_open,
-        })
-    }
-}
-
-impl Partition {
-    /// What these cuts' open panes hold here, which stays here.
-    ///
-    /// # Errors
-    /// What DataFusion says of the aggregates' states.
-    pub fn look(&mut self, cuts: &BTreeSet<usize>) -> Result<Vec<OpenPane>> {
-        let Self { query, source, taken, scratch, .. } = self;
-        let mut found = Vec::new();
-        for (taken, input) in taken.iter_mut().zip(&query.sources[*source].inputs) {
-            let (Taken::Panes { open, .. }, Target::Cut { cut, .. }) = (taken, &input.into) else { continue };
-            if !cuts.contains(cut) {
-                continue;
-            }
-            for (&start, pane) in open {
-                let partial = pane.accumulation.so_far(&query.cuts[*cut].aggregation, scratch)?;
-                found.push(OpenPane { cut: *cut, start, rows: pane.rows, partial });
-            }
-        }
-        Ok(found)
-    }
 }
 
 /// How the rows of one record are judged.
@@ -561,12 +453,23 @@ struct Limits {
     offset: i64,
 }
 
-fn event_ns<'r>(source: &CompiledSource, rows: &'r Rows) -> &'r [i64] {
-    rows.batch().column(source.event_time).as_primitive::<TimestampNanosecondType>().values()
+/// Rows that are judged alike, or record by record.
+struct Batch<'a> {
+    rows: &'a Rows,
+    extent: Option<Extent>,
+    /// By identity of an input: what becomes of them there.
+    in_panes: &'a [(Arc<str>, InPanes)],
+}
+
+impl Batch<'_> {
+    fn in_panes_of(&self, input: &CompiledInput) -> Option<&InPanes> {
+        let identity = input.identity.as_ref()?;
+        self.in_panes.iter().find(|(of, _)| of == identity).map(|(_, in_panes)| in_panes)
+    }
 }
 
 /// The rows that pass all filters, each evaluated on what the ones before it let through; `None` when all do.
-fn filtered(filters: &[RowExpr], rows: &Rows) -> Result<Option<Rows>> {
+pub(super) fn filtered(filters: &[RowExpr], rows: &Rows) -> Result<Option<Rows>> {
     let mut kept: Option<Rows> = None;
     for filter in filters {
         let input = kept.as_ref().unwrap_or(rows);

@@ -1,5 +1,7 @@
 //! Reading: one task per partition of a query's sources feeds its run.
 
+use std::sync::Arc;
+
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -9,12 +11,11 @@ use super::failure::Failure;
 use super::partition::Pushed;
 use super::run::{COMMIT_EVERY, PROOF_WAIT, Run};
 use super::shared::Shared;
+use super::sharing::SourceOf;
+use super::tail::Follower;
 use crate::clock;
-use crate::log::{Log, LogError, PartitionRange, Reader, Record, failpoint};
+use crate::log::{Log, LogError, PartitionRange, Record, failpoint};
 use crate::reaction::table::Table;
-
-/// One read brings about this many bytes: enough to amortise it, little to hold.
-const READ_BYTES: usize = 4 << 20;
 
 /// Feeds one partition until told to stop.
 pub(super) async fn read_partition(
@@ -24,13 +25,12 @@ pub(super) async fn read_partition(
     lane: Lane,
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
-    let table = &run.query.sources[lane.source].table;
-    let (from, configs) = (lane.from.resume, &table.with.client_configs);
-    let mut reader = shared.log.reader_with(&table.topic, lane.partition, from, configs).await?;
+    let reader = SourceOf { query: Arc::clone(&run.query), source: lane.source };
+    let mut follower = shared.tails.follow(reader, lane);
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            ended = read_once(shared, run, index, lane, reader.as_mut()) => ended?,
+            ended = read_once(shared, run, index, lane, &mut follower) => ended?,
         }
     }
 }
@@ -40,7 +40,7 @@ async fn read_once(
     run: &Run,
     index: usize,
     lane: Lane,
-    reader: &mut dyn Reader,
+    follower: &mut Follower,
 ) -> Result<(), Failure> {
     while run.has_to_wait(index) {
         tokio::time::sleep(PROOF_WAIT).await;
@@ -48,24 +48,27 @@ async fn read_once(
     let earlier = run.earlier.notified();
     tokio::pin!(earlier);
     earlier.as_mut().enable();
-    let batch = tokio::select! {
-        batch = reader.read(READ_BYTES, run.read_wait(clock::wall_ns())) => batch?,
+    let stretch = tokio::select! {
+        stretch = follower.next(run.read_wait(clock::wall_ns())) => stretch?,
         () = earlier => return Ok(()),
     };
     failpoint::hit("engine.read");
-    let now_ms = clock::wall_ms();
-    let mut records = batch.records.as_slice();
-    while !records.is_empty() {
-        let permit = shared.workers.acquire().await;
-        let pushed = run.push(index, records, now_ms)?;
-        drop(permit);
-        tell(run, lane, records, &pushed)?;
-        records = &records[pushed.taken..];
-        tokio::task::yield_now().await;
+    if let Some(chunk) = &stretch.chunk {
+        let mut place = 0;
+        while place < chunk.records.len() {
+            let decoded = follower.part(chunk, place, &shared.workers).await;
+            let records = &chunk.records[place..];
+            let permit = shared.workers.acquire().await;
+            let pushed = run.take(index, records, &decoded, chunk.read_ms)?;
+            drop(permit);
+            tell(run, lane, records, &pushed)?;
+            place += pushed.taken;
+            tokio::task::yield_now().await;
+        }
     }
     let topic = &run.query.sources[lane.source].table.topic;
-    let proof = batch.complete_until_ms.filter(|until_ms| shared.fed.is_complete(topic, *until_ms));
-    let groups = run.read_to(index, batch.next, proof);
+    let proof = stretch.complete_until_ms.filter(|until_ms| shared.fed.is_complete(topic, *until_ms));
+    let groups = run.read_to(index, stretch.next, proof);
     if groups > shared.max_groups {
         let limit = shared.max_groups;
         return Err(Failure::Stop(format!(

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::closing::{self, Closed, Closer, Start, total};
 use super::compile::CompiledQuery;
+use super::decode::Decoded;
 use super::early::{Look, cuts_of};
 use super::failure::{Failure, lock};
 use super::partition::{Partition, Pushed, TimeRules};
@@ -133,9 +134,15 @@ impl Run {
         })
     }
 
-    /// Takes in records of one partition; see [`Partition::push`].
-    pub(super) fn push(&self, index: usize, records: &[Record], now_ms: i64) -> Result<Pushed, Failure> {
-        Ok(lock(&self.lanes[index].partition).push(records, now_ms)?)
+    /// Takes in decoded records of one partition; see [`Partition::take`].
+    pub(super) fn take(
+        &self,
+        index: usize,
+        records: &[Record],
+        decoded: &Decoded,
+        read_ms: i64,
+    ) -> Result<Pushed, Failure> {
+        Ok(lock(&self.lanes[index].partition).take(records, decoded, read_ms)?)
     }
 
     /// A read of one partition is done: it went up to `next`, and proved the end or not. Returns the groups in open

@@ -8,11 +8,14 @@ use tokio_util::sync::CancellationToken;
 use super::Settings;
 use super::feed::Fed;
 use super::partition::TimeRules;
+use super::tail::{self, Tails};
 use crate::log::{Lease, Log};
 
 /// What all queries of the process share.
 pub(super) struct Shared {
     pub(super) log: Arc<dyn Log>,
+    /// What queries read together.
+    pub(super) tails: Tails,
     /// Who does not hold it fences nobody.
     lease: Arc<dyn Lease>,
     /// Another process has fenced one of the queries: it runs them now.
@@ -37,6 +40,7 @@ impl Shared {
             },
             max_groups: usize::try_from(settings.max_groups).unwrap_or(usize::MAX),
             workers: Semaphore::new(settings.workers.unwrap_or(cores).max(1)),
+            tails: Tails::new(Arc::clone(&log), tail::LIMITS),
             lease,
             fenced: CancellationToken::new(),
             fed: Fed::default(),

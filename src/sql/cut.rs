@@ -102,8 +102,17 @@ impl Cut {
     /// What the state of open windows depends on: sources, window, filters, keys, aggregates and their types. Stable
     /// between runs and builds; an edit above the cut leaves it as it is.
     pub fn identity(&self) -> String {
+        self.identity_over(&self.inputs)
+    }
+
+    /// The same for the rows of one of its inputs: two of them with one identity have the same partial aggregates.
+    pub fn identity_of(&self, input: &Input) -> String {
+        self.identity_over(std::slice::from_ref(input))
+    }
+
+    fn identity_over(&self, inputs: &[Input]) -> String {
         let mut text = format!("{:?}\n{}", self.windowing, self.window_index);
-        for input in &self.inputs {
+        for input in inputs {
             text += &format!("\nfrom {}", input.source);
             for (what, exprs) in
                 [("where", &input.filters), ("key", &input.keys), ("aggregate", &input.aggregates)]

@@ -27,6 +27,7 @@ mod oracle;
 mod pipeline;
 mod publish;
 mod run;
+mod sharing;
 mod simulate;
 mod simulation;
 mod sql;

@@ -15,6 +15,7 @@ use emostream::reaction::table::Table;
 use emostream::sql::{SqlFile, plan_program};
 use serde_json::{Value, json};
 
+use crate::support::golden;
 use crate::support::stage::{Stage, compile};
 
 /// A table's JSON, a column a line, without the options as they were written.

@@ -15,3 +15,4 @@ pub(crate) mod scripted_log;
 pub(crate) mod seeds;
 pub(crate) mod stage;
 pub(crate) mod viewer;
+pub(crate) mod watched;
