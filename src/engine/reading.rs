@@ -61,15 +61,7 @@ async fn read_once(
         records = &records[pushed.taken..];
         tokio::task::yield_now().await;
     }
-    let groups = run.read_to(index, batch.next, batch.complete_until_ms);
-    if groups > shared.max_groups {
-        let limit = shared.max_groups;
-        return Err(Failure::Stop(format!(
-            "{groups} groups in open windows; [engine] max_groups allows {limit}. What is committed stays, and the query \
-             goes on from there: raise it and start again, or change the query (fewer keys, shorter windows)"
-        )));
-    }
-    Ok(())
+    shared.bounds.check(run.read_to(index, batch.next, batch.complete_until_ms))
 }
 
 /// Of the records that cannot be decoded.
@@ -88,13 +80,16 @@ fn tell(query: &CompiledQuery, lane: Lane, records: &[Record], pushed: &Pushed) 
     )))
 }
 
-/// Tells every few seconds how many records are not read yet.
+/// Tells every few seconds how many records are not read yet, and ends the run when a topic has got more partitions.
 pub(super) async fn observe_lag(shared: &Shared, run: &Run, stop: &CancellationToken) -> Result<(), Failure> {
     loop {
         // A log that does not answer is no reason to stop: the readers will say so.
         if let Ok(ranges) = ranges(shared.log.as_ref(), &run.query).await {
             let gauge = metrics::gauge!("emostream_engine_lag_records", "query" => run.query.name.clone());
             gauge.set(run.lag(&ranges) as f64);
+            if let Some(topic) = run.has_grown(&ranges) {
+                return Err(Failure::Renew(format!("{topic} has more partitions")));
+            }
         }
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
