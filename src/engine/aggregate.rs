@@ -13,6 +13,7 @@ use datafusion::logical_expr::{EmitTo, GroupsAccumulator};
 use datafusion::physical_expr::GroupsAccumulatorAdapter;
 use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
 
+use super::bounds::Size;
 use super::expression::{RowExpr, Rows};
 use super::groups::{Groups, Scratch};
 use super::sorted;
@@ -86,6 +87,11 @@ impl Accumulators {
         Ok(())
     }
 
+    /// Bytes in memory, about.
+    pub(crate) fn size(&self) -> usize {
+        self.0.iter().map(|accumulator| accumulator.size()).sum()
+    }
+
     /// Gives up the states of all groups, of which there must be one.
     pub(crate) fn into_states(mut self) -> Result<Vec<Vec<ArrayRef>>> {
         self.0.iter_mut().map(|accumulator| accumulator.state(EmitTo::All)).collect()
@@ -111,8 +117,9 @@ impl Accumulation {
         })
     }
 
-    pub(crate) fn groups(&self) -> usize {
-        self.groups.len()
+    /// How much is held.
+    pub(crate) fn size(&self) -> Size {
+        Size { groups: self.groups.len(), bytes: self.groups.size() + self.accumulators.size() }
     }
 
     /// Takes in rows.
@@ -175,6 +182,12 @@ pub(crate) struct Partial {
 }
 
 impl Partial {
+    /// How much is held.
+    pub(crate) fn size(&self) -> Size {
+        let arrays = self.keys.iter().chain(self.states.iter().flatten());
+        Size { groups: self.groups, bytes: arrays.map(|array| array.get_array_memory_size()).sum() }
+    }
+
     /// The sum of partial aggregates of different rows; `None` of none.
     pub(crate) fn sum<'p>(
         aggregation: &Aggregation,

@@ -129,6 +129,8 @@ pub struct Version<'a> {
     pub topic: &'a str,
     /// Its windows.
     pub rhythm: Rhythm,
+    /// What makes rows one session, where it has any.
+    pub sessions: Option<&'a str>,
 }
 
 /// How a new version relates to the running one.
@@ -143,7 +145,8 @@ pub enum Kind {
     Continues,
     /// It takes over at a boundary of both.
     Switches,
-    /// There is no such boundary within a minute: its first windows hold rows that were emitted before.
+    /// There is no such boundary within a minute, or rows make other sessions: its first windows hold rows that were
+    /// emitted before.
     Overlaps,
     /// It reads another topic: what it was not told yet is not emitted by either.
     Gap,
@@ -179,10 +182,19 @@ impl Compatibility {
             return without_time(Kind::Continues, "it goes on with the windows that are open now");
         }
         let Boundary { at, is_common } = boundary(old.rhythm, new.rhythm, now);
-        if is_common {
-            let at_text = format_rfc3339(at);
+        let at_text = format_rfc3339(at);
+        if old.sessions != new.sessions {
             let detail = format!(
-                "the running version emits the windows that end up to {at_text}, this one those that end later"
+                "rows make other sessions than before: the running version emits those that end up to {at_text}, this \
+                 one those that end later, whole; a row of one that is open then may be in sessions of both, or of none: the \
+                 gap"
+            );
+            return Self { kind: Kind::Overlaps, at: Some(at), detail };
+        }
+        if is_common {
+            let whole = if new.sessions.is_some() { ", whole: their rows are read again" } else { "" };
+            let detail = format!(
+                "the running version emits the windows that end up to {at_text}, this one those that end later{whole}"
             );
             return Self { kind: Kind::Switches, at: Some(at), detail };
         }
@@ -190,7 +202,7 @@ impl Compatibility {
         let detail = format!(
             "the windows of the two have no common boundary within a minute: the running version emits up to {}, and \
              this one's first windows begin at {}, so that rows between the two are in windows of both",
-            format_rfc3339(at),
+            at_text,
             format_rfc3339(from),
         );
         Self { kind: Kind::Overlaps, at: Some(at), detail }
@@ -263,7 +275,13 @@ mod tests {
 
     #[test]
     fn the_verdict_says_what_happens() {
-        let version = |plan, fingerprint, rhythm| Version { plan, fingerprint, topic: "reactions", rhythm };
+        let version = |plan, fingerprint, rhythm| Version {
+            plan,
+            fingerprint,
+            topic: "reactions",
+            rhythm,
+            sessions: None,
+        };
         let old = version("a", "f", tumble(2));
         let of = |new: Version<'_>| Compatibility::of(Some(old), new, 101 * S);
         assert_eq!(Compatibility::of(None, old, 0).kind, Kind::New);
@@ -274,6 +292,13 @@ mod tests {
         assert!(switches.detail.contains("1970-01-01T00:01:44Z"), "{}", switches.detail);
         let overlaps = of(version("b", "g", tumble(6000)));
         assert_eq!((overlaps.kind, overlaps.at), (Kind::Overlaps, Some(102 * S)));
+        let sessions =
+            |plan, sessions| Version { sessions: Some(sessions), ..version(plan, plan, tumble(1)) };
+        let changed = |new| Compatibility::of(Some(sessions("a", "by room")), new, 101 * S);
+        let same = changed(sessions("b", "by room"));
+        assert!(same.kind == Kind::Switches && same.detail.ends_with("read again"), "{}", same.detail);
+        assert_eq!(changed(sessions("b", "by emoji")).kind, Kind::Overlaps);
+        assert_eq!(changed(version("b", "g", tumble(2))).kind, Kind::Overlaps);
         assert_eq!(of(Version { topic: "other", ..version("b", "g", tumble(2)) }).kind, Kind::Gap);
     }
 }

@@ -7,6 +7,7 @@ use arrow::array::RecordBatch;
 use datafusion::common::Result;
 
 use super::aggregate::Pane;
+use super::bounds::Size;
 use super::change::Takeover;
 use super::closed::ClosedRows;
 use super::compile::{CompiledCut, CompiledOutput, CompiledQuery};
@@ -15,9 +16,10 @@ use super::groups::Scratch;
 use super::kept::Kept;
 use super::partition::{Account, HandOver};
 use super::saved::{Saved, SavedRecord};
-use super::session::Sessions;
+use super::session::{LeftOut, Sessions};
+use super::session_switch::SessionSwitch;
 use super::sliding::SlidingWindows;
-use crate::reaction::checkpoint::{Checkpoint, Gap, Position};
+use crate::reaction::checkpoint::{Checkpoint, Gap, OpenSessions, Position};
 use crate::reaction::figures::Figures;
 use crate::reaction::time::Window;
 use crate::sql::cut::Windowing;
@@ -94,6 +96,8 @@ pub struct Start {
     pub gap: Option<Gap>,
     /// How many saved records of each cut belong to the checkpoint.
     pub saved: Vec<u64>,
+    /// Which sessions are emitted.
+    pub sessions: SessionSwitch,
     /// The highest revision written.
     pub revision: u64,
     /// The account begins with the rows that are filled into windows again: what the version before it did with all
@@ -118,12 +122,17 @@ impl Start {
                 figures: Figures { open: 0, ..checkpoint.figures },
                 gap: checkpoint.gap,
                 saved: checkpoint.saved.clone(),
+                sessions: SessionSwitch::resumed(checkpoint.sessions.as_ref()),
                 revision: checkpoint.revision,
                 begins_account: false,
             },
             Some(Checkpoint { emitted: Some(emitted), .. }) => {
                 let takeover = Takeover::after(query.rhythm(), *emitted);
-                Self::take_over(query, checkpoint, takeover, first_offsets)
+                let before = checkpoint.and_then(|checkpoint| checkpoint.sessions.as_ref());
+                let sessions =
+                    query.sessions.as_ref().map(|kind| SessionSwitch::after(before, kind, *emitted));
+                let sessions = sessions.unwrap_or_default();
+                Self { sessions, ..Self::take_over(query, checkpoint, takeover, first_offsets) }
             }
             // Nothing was emitted by anybody.
             _ => {
@@ -163,6 +172,7 @@ impl Start {
             figures: Figures::default(),
             gap: None,
             saved: Vec::new(),
+            sessions: SessionSwitch::default(),
             revision: checkpoint.map_or(0, |checkpoint| checkpoint.revision),
             begins_account: checkpoint.is_some(),
         }
@@ -197,6 +207,7 @@ pub struct Closer {
     emitted: Option<i64>,
     revision: u64,
     early: Early,
+    sessions: SessionSwitch,
     cuts: Vec<OpenWindows>,
     saved: Saved,
     scratch: Scratch,
@@ -211,10 +222,14 @@ enum OpenWindows {
 }
 
 impl OpenWindows {
-    fn new(cut: &CompiledCut) -> Self {
+    fn new(cut: &CompiledCut, start: &Start) -> Self {
         let aggregation = Arc::clone(&cut.aggregation);
         match (cut.panes, cut.windowing) {
-            (None, Windowing::Session { gap_ns }) => Self::Sessions(Sessions::new(gap_ns, aggregation)),
+            (None, Windowing::Session { gap_ns }) => {
+                let mut sessions = Sessions::new(gap_ns, aggregation);
+                sessions.go_on(start.sessions);
+                Self::Sessions(sessions)
+            }
             (Some(panes), _) if !panes.is_single() => Self::Sliding(SlidingWindows::new(panes, aggregation)),
             _ => Self::Single,
         }
@@ -228,11 +243,11 @@ impl OpenWindows {
         }
     }
 
-    fn groups(&self) -> usize {
+    fn size(&self) -> Size {
         match self {
-            Self::Single => 0,
-            Self::Sliding(windows) => windows.groups(),
-            Self::Sessions(sessions) => sessions.groups(),
+            Self::Single => Size::default(),
+            Self::Sliding(windows) => windows.size(),
+            Self::Sessions(sessions) => sessions.size(),
         }
     }
 
@@ -264,7 +279,8 @@ impl Closer {
             emitted: start.emitted,
             revision: start.revision,
             early: Early::default(),
-            cuts: query.cuts.iter().map(OpenWindows::new).collect(),
+            sessions: start.sessions,
+            cuts: query.cuts.iter().map(|cut| OpenWindows::new(cut, start)).collect(),
             saved: Saved::new(&query),
             scratch: Scratch::default(),
             query,
@@ -315,9 +331,9 @@ impl Closer {
         self.cuts.iter().map(OpenWindows::rows).sum()
     }
 
-    /// Groups held for windows still open.
-    pub fn groups(&self) -> usize {
-        self.cuts.iter().map(OpenWindows::groups).sum()
+    /// What is held for windows still open.
+    pub fn size(&self) -> Size {
+        self.cuts.iter().map(OpenWindows::size).sum()
     }
 
     /// The end of the first window that what was handed over is part of.
@@ -470,17 +486,36 @@ impl Closer {
             figures: self.figures(account, open, self.counted),
             gap: self.gap,
             saved: self.saved.counts(),
+            sessions: self.open_sessions(),
             revision: self.revision,
         }
     }
 
+    fn sessions(&self) -> impl Iterator<Item = &Sessions> {
+        self.cuts.iter().filter_map(|cut| match cut {
+            OpenWindows::Sessions(sessions) => Some(sessions),
+            OpenWindows::Single | OpenWindows::Sliding(_) => None,
+        })
+    }
+
+    fn open_sessions(&self) -> Option<OpenSessions> {
+        let definition = self.query.sessions.as_ref()?.definition.clone();
+        let from = self.sessions().filter_map(Sessions::first_open).min();
+        let whole_from = Some(self.sessions.whole_from).filter(|whole_from| *whole_from > i64::MIN);
+        Some(OpenSessions { definition, from, whole_from })
+    }
+
     /// The figures of a cut: `account` and `open` of all partitions, `counted` as far as it is committed.
     pub fn figures(&self, account: Account, open: u64, counted: u64) -> Figures {
+        let left_out: Vec<LeftOut> = self.sessions().map(Sessions::left_out).collect();
+        // They were filled in again to be left out: the account is that of this version.
+        let emitted_before: u64 = left_out.iter().map(|left_out| left_out.emitted_before).sum();
+        let not_whole: u64 = left_out.iter().map(|left_out| left_out.not_whole).sum();
         Figures {
-            accepted: self.base.accepted + account.accepted,
+            accepted: self.base.accepted + account.accepted - emitted_before,
             counted,
             filtered: self.base.filtered + account.filtered,
-            late: self.base.late + account.late,
+            late: self.base.late + account.late + not_whole,
             future: self.base.future + account.future,
             bad: self.base.bad + account.bad,
             open,

@@ -15,6 +15,7 @@ use super::aggregate::{Aggregation, Arguments};
 use super::change::Rhythm;
 use super::decode::Columns;
 use super::expression::RowExpr;
+use super::session_switch::SessionKind;
 use super::snapshot::Shape;
 use super::window::{self, Panes};
 use crate::log::ClientConfigs;
@@ -35,6 +36,8 @@ pub struct CompiledQuery {
     pub outputs: Vec<CompiledOutput>,
     /// Identity of the plan at and below the cuts.
     pub fingerprint: String,
+    /// What makes rows sessions, where there are any.
+    pub(crate) sessions: Option<SessionKind>,
     pub(crate) cuts: Vec<CompiledCut>,
 }
 
@@ -116,7 +119,8 @@ impl CompiledQuery {
             plan => plan,
         };
         let sources = sources.collect::<Result<_>>()?;
-        Ok(Self { name: query.name.clone(), sources, outputs, fingerprint, cuts })
+        let sessions = query.sessions().map(|(definition, gap_ns)| SessionKind { definition, gap_ns });
+        Ok(Self { name: query.name.clone(), sources, outputs, fingerprint, sessions, cuts })
     }
 
     /// The last instant at or before `ns` at which a window of the query may close; `None` when it has no window.

@@ -8,6 +8,8 @@ use crate::log::LogError;
 pub(super) enum Failure {
     /// Recover: fence, read the checkpoint, rebuild.
     Recover(String),
+    /// The same at once, because something has come that only a start takes in. Nothing is wrong.
+    Renew(String),
     /// Another process took over.
     Fenced(String),
     /// Somebody has to look.

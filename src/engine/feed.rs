@@ -105,7 +105,7 @@ impl Feed {
                     return self.shared.fenced.cancel();
                 }
                 // A file may be put there, or repaired.
-                Err(Failure::Recover(reason) | Failure::Stop(reason)) => {
+                Err(Failure::Recover(reason) | Failure::Renew(reason) | Failure::Stop(reason)) => {
                     tracing::warn!(table, reason, "it is not read to its end; trying again");
                 }
             }

@@ -61,6 +61,12 @@ impl Groups {
         self.values.as_ref().map_or(usize::from(self.seen_any), |values| values.len())
     }
 
+    /// Bytes in memory, about.
+    pub(crate) fn size(&self) -> usize {
+        let values = self.values.as_ref().map_or(0, |values| values.size());
+        values + self.texts.iter().flatten().map(Texts::size).sum::<usize>()
+    }
+
     /// Numbers `rows` rows by their keys into `scratch.group_of_row`.
     pub(crate) fn number(&mut self, keys: &[ArrayRef], rows: usize, scratch: &mut Scratch) -> Result<()> {
         self.seen_any |= rows > 0;
@@ -236,6 +242,10 @@ struct Texts {
 }
 
 impl Texts {
+    fn size(&self) -> usize {
+        self.bytes.capacity() + self.ends.capacity() * size_of::<usize>() + self.codes.allocation_size()
+    }
+
     fn text<'b>(bytes: &'b [u8], ends: &[usize], code: u32) -> &'b [u8] {
         let code = code as usize;
         let start = if code == 0 { 0 } else { ends[code - 1] };

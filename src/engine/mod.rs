@@ -22,6 +22,7 @@
 mod above;
 mod aggregate;
 pub mod bounded;
+pub mod bounds;
 pub mod change;
 mod chunk;
 mod closed;
@@ -55,6 +56,7 @@ pub mod saved;
 mod seat;
 mod seldom;
 mod session;
+pub mod session_switch;
 mod shared;
 mod sharing;
 pub mod sink;
@@ -104,13 +106,22 @@ pub struct Settings {
     pub workers: Option<usize>,
     /// The most groups a query may hold in open windows; reaching it stops that query loudly.
     pub max_groups: u64,
+    /// The most bytes a query may hold in open windows; reaching it stops that query loudly. Default: a quarter of the
+    /// machine's memory, or of the container's.
+    pub max_state_bytes: Option<u64>,
     /// How far a row may be dated after its record's timestamp, in milliseconds.
     pub future_tolerance_ms: u64,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { idle_ms: None, workers: None, max_groups: 1_000_000, future_tolerance_ms: 5_000 }
+        Self {
+            idle_ms: None,
+            workers: None,
+            max_groups: 1_000_000,
+            max_state_bytes: None,
+            future_tolerance_ms: 5_000,
+        }
     }
 }
 

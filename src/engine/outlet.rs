@@ -76,7 +76,7 @@ impl Outlet {
                     tracing::warn!(table, reason, "another process writes it");
                     return self.shared.fenced.cancel();
                 }
-                Err(Failure::Recover(reason) | Failure::Stop(reason)) => {
+                Err(Failure::Recover(reason) | Failure::Renew(reason) | Failure::Stop(reason)) => {
                     tracing::warn!(table, reason, "it is not written; trying again");
                 }
             }

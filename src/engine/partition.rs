@@ -16,6 +16,7 @@ use datafusion::common::Result;
 
 pub use self::handing::HandOver;
 use super::above::batch_of;
+use super::bounds::Size;
 use super::closing::{Lane, Start};
 use super::compile::{CompiledInput, CompiledQuery, CompiledSource, Target};
 use super::decode::{Decoded, Extent, decode};
@@ -82,6 +83,8 @@ pub struct Partition {
     closed_to: Option<i64>,
     /// Up to here panes were saved by the checkpoint that this started from.
     restored_to: Option<i64>,
+    /// Rows of sessions are filled in again from here on.
+    sessions_from: Option<i64>,
     next: i64,
     watermark: Watermark,
     last_record_ms: Option<i64>,
@@ -114,6 +117,7 @@ impl Partition {
             begins_account: start.begins_account,
             closed_to: start.emitted,
             restored_to: start.emitted,
+            sessions_from: start.sessions.rows_from,
             next: from.resume,
             last_record_ms: None,
             account: Account::default(),
@@ -138,9 +142,9 @@ impl Partition {
         self.watermark.value()
     }
 
-    /// Groups held here.
-    pub fn groups(&self) -> usize {
-        self.taken.iter().map(Taken::groups).sum()
+    /// How much is held here.
+    pub fn size(&self) -> Size {
+        self.taken.iter().map(Taken::size).sum()
     }
 
     /// Rows taken in and not handed over.
@@ -362,6 +366,10 @@ impl Partition {
 
     /// A row of that input before this is late.
     fn late_before(&self, place: usize, limits: &Limits) -> i64 {
+        if let (Taken::Bursts(_), Some(from), false) = (&self.taken[place], self.sessions_from, limits.fresh)
+        {
+            return from;
+        }
         let mut late_before = self.taken[place].late_before(self.closed_to);
         if let (Taken::Panes { panes, .. }, Some(restored_to)) = (&self.taken[place], self.restored_to)
             && panes.is_saved()

@@ -35,6 +35,7 @@ impl PlannedQuery {
             fingerprint: &self.compiled.fingerprint,
             topic: &self.topics,
             rhythm: self.compiled.rhythm(),
+            sessions: self.compiled.sessions.as_ref().map(|sessions| sessions.definition.as_str()),
         }
     }
 }

@@ -68,15 +68,7 @@ async fn read_once(
     }
     let topic = &run.query.sources[lane.source].table.topic;
     let proof = stretch.complete_until_ms.filter(|until_ms| shared.fed.is_complete(topic, *until_ms));
-    let groups = run.read_to(index, stretch.next, proof);
-    if groups > shared.max_groups {
-        let limit = shared.max_groups;
-        return Err(Failure::Stop(format!(
-            "{groups} groups in open windows; [engine] max_groups allows {limit}. What is committed stays, and the query \
-             goes on from there: raise it and start again, or change the query (fewer keys, shorter windows)"
-        )));
-    }
-    Ok(())
+    shared.bounds.check(run.read_to(index, stretch.next, proof))
 }
 
 /// Of the records that cannot be decoded.
@@ -97,13 +89,17 @@ fn tell(run: &Run, lane: Lane, records: &[Record], pushed: &Pushed) -> Result<()
     )))
 }
 
-/// Tells every few seconds how many records are not read yet, and how many were bad besides those that were told.
+/// Tells every few seconds how many records are not read yet, and how many were bad besides those that were told; ends the
+/// run when a topic has got more partitions.
 pub(super) async fn observe_lag(shared: &Shared, run: &Run, stop: &CancellationToken) -> Result<(), Failure> {
     loop {
         // A log that does not answer is no reason to stop: the readers will say so.
         if let Ok(ranges) = ranges(shared.log.as_ref(), &run.query).await {
             let gauge = metrics::gauge!("emostream_engine_lag_records", "query" => run.query.name.clone());
             gauge.set(run.lag(&ranges) as f64);
+            if let Some(topic) = run.has_grown(&ranges) {
+                return Err(Failure::Renew(format!("{topic} has more partitions")));
+            }
         }
         if let Some(more) = run.bad_told.rest() {
             tracing::warn!(query = run.query.name, more, "more records could not be read");

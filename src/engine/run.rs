@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::bounds::Size;
 use super::closing::{self, Closed, Closer, Start, total};
 use super::compile::CompiledQuery;
 use super::decode::Decoded;
@@ -56,8 +57,8 @@ pub(super) struct Run {
     wake_ns: AtomicI64,
     /// `wake_ns` became earlier.
     pub(super) earlier: Notify,
-    /// Groups that the closer holds.
-    held_groups: AtomicUsize,
+    /// What the closer holds.
+    held: HeldHere,
 }
 
 /// One partition, and what others may know of it without waiting for it.
@@ -68,7 +69,26 @@ struct Lane {
     watermark: AtomicI64,
     accepted: AtomicU64,
     pending: AtomicU64,
+    held: HeldHere,
+}
+
+/// What is held in one place, told without a lock.
+#[derive(Default)]
+struct HeldHere {
     groups: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+impl HeldHere {
+    fn store(&self, held: Size) {
+        self.groups.store(held.groups, Ordering::Relaxed);
+        self.bytes.store(held.bytes, Ordering::Relaxed);
+    }
+
+    fn load(&self) -> Size {
+        let load = |number: &AtomicUsize| number.load(Ordering::Relaxed);
+        Size { groups: load(&self.groups), bytes: load(&self.bytes) }
+    }
 }
 
 struct Closing {
@@ -112,12 +132,14 @@ impl Run {
                 watermark: AtomicI64::new(place.from.watermark.unwrap_or(NONE)),
                 accepted: AtomicU64::new(0),
                 pending: AtomicU64::new(0),
-                groups: AtomicUsize::new(0),
+                held: HeldHere::default(),
             })
         });
+        let held = HeldHere::default();
+        held.store(closer.size());
         Ok(Self {
             lanes: lanes.collect::<Result<_, _>>()?,
-            held_groups: AtomicUsize::new(closer.groups()),
+            held,
             closing: Mutex::new(Closing {
                 committed: closer.counted(),
                 closer,
@@ -145,9 +167,9 @@ impl Run {
         Ok(lock(&self.lanes[index].partition).take(records, decoded, read_ms)?)
     }
 
-    /// A read of one partition is done: it went up to `next`, and proved the end or not. Returns the groups in open
-    /// windows of all partitions.
-    pub(super) fn read_to(&self, index: usize, next: i64, complete_until_ms: Option<i64>) -> usize {
+    /// A read of one partition is done: it went up to `next`, and proved the end or not. Returns what all partitions hold
+    /// in open windows.
+    pub(super) fn read_to(&self, index: usize, next: i64, complete_until_ms: Option<i64>) -> Size {
         let lane = &self.lanes[index];
         let earliest_end = {
             let mut partition = lock(&lane.partition);
@@ -159,15 +181,14 @@ impl Run {
             lane.watermark.store(partition.watermark().unwrap_or(NONE), Ordering::Release);
             lane.accepted.store(partition.account().accepted, Ordering::Relaxed);
             lane.pending.store(partition.pending(), Ordering::Relaxed);
-            lane.groups.store(partition.groups(), Ordering::Relaxed);
+            lane.held.store(partition.size());
             partition.earliest_end()
         };
         if let Some(end) = earliest_end {
             self.wake_by(end);
         }
         self.progress.notify_one();
-        let groups = self.lanes.iter().map(|lane| lane.groups.load(Ordering::Relaxed));
-        groups.sum::<usize>() + self.held_groups.load(Ordering::Relaxed)
+        self.lanes.iter().map(|lane| lane.held.load()).sum::<Size>() + self.held.load()
     }
 
     /// Whether everything that was accounted before the start has been read again.
@@ -218,7 +239,7 @@ impl Run {
             handed.push(partition.hand_over(boundary)?);
             open.extend(partition.look(&cuts)?);
             lane.pending.store(0, Ordering::Relaxed);
-            lane.groups.store(partition.groups(), Ordering::Relaxed);
+            lane.held.store(partition.size());
             drop(partition);
             failpoint::hit("engine.hand_over");
         }
@@ -228,7 +249,7 @@ impl Run {
             closing.closer.look(open, look, &mut closed)?;
             closing.looked_at.extend(early.into_iter().map(|output| (output, accepted)));
         }
-        self.held_groups.store(closing.closer.groups(), Ordering::Relaxed);
+        self.held.store(closing.closer.size());
         self.wake_at_earliest(closing.closer.next_end());
         let figures = closed.checkpoint.figures;
         if !figures.is_conserved() {
@@ -278,6 +299,13 @@ impl Run {
             Some((range.end - lane.next.load(Ordering::Acquire)).max(0))
         };
         self.lanes.iter().filter_map(lag).sum()
+    }
+
+    /// A topic that has more partitions than are read; `ranges` as for [`Run::lag`].
+    pub(super) fn has_grown(&self, ranges: &[Vec<PartitionRange>]) -> Option<&str> {
+        let lanes = |source| self.lanes.iter().filter(|lane| lane.place.source == source).count();
+        let grown = (0..ranges.len()).find(|&source| lanes(source) < ranges[source].len())?;
+        Some(&self.query.sources.get(grown)?.table.topic)
     }
 
     /// Ends when every partition has been read up to the end of its range.

@@ -12,9 +12,11 @@ use arrow::compute::{concat, take};
 use datafusion::common::Result;
 
 use super::aggregate::{Accumulators, Aggregation, Arguments, Partial, result};
+use super::bounds::Size;
 use super::closed::ClosedRows;
 use super::expression::{RowExpr, Rows};
 use super::groups::{Groups, Scratch};
+use super::session_switch::SessionSwitch;
 use crate::reaction::time::Window;
 
 /// Partial sessions: a row each, with the group's keys and the functions' states.
@@ -61,8 +63,11 @@ impl Bursts {
         })
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.bursts.len()
+    /// How much is held.
+    pub(crate) fn size(&self) -> Size {
+        let own = self.bursts.len() * (size_of::<Burst>() + size_of::<u32>())
+            + self.of_group.len() * size_of::<Vec<u32>>();
+        Size { groups: self.bursts.len(), bytes: own + self.groups.size() + self.accumulators.size() }
     }
 
     pub(crate) fn rows(&self) -> u64 {
@@ -139,15 +144,53 @@ pub(crate) struct Sessions {
     /// Nothing was handed over since: a part as it is handed over may have two bursts of one session.
     is_together: bool,
     unsaved: Vec<SessionRows>,
+    /// Which of them are emitted.
+    switch: SessionSwitch,
+    left_out: LeftOut,
+}
+
+/// Rows of sessions that are not emitted, so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct LeftOut {
+    /// Those of sessions that another version has emitted.
+    pub(crate) emitted_before: u64,
+    /// Those of sessions that may lack rows.
+    pub(crate) not_whole: u64,
 }
 
 impl Sessions {
     pub(crate) fn new(gap_ns: i64, aggregation: Arc<Aggregation>) -> Self {
-        Self { gap_ns, aggregation, parts: Vec::new(), is_together: true, unsaved: Vec::new() }
+        Self {
+            gap_ns,
+            aggregation,
+            parts: Vec::new(),
+            is_together: true,
+            unsaved: Vec::new(),
+            switch: SessionSwitch::default(),
+            left_out: LeftOut::default(),
+        }
     }
 
-    pub(crate) fn groups(&self) -> usize {
-        self.parts.iter().map(|part| part.partial.groups).sum()
+    /// Says which sessions are emitted.
+    pub(crate) fn go_on(&mut self, switch: SessionSwitch) {
+        self.switch = switch;
+    }
+
+    /// The first row of those that are open.
+    pub(crate) fn first_open(&self) -> Option<i64> {
+        self.parts.iter().flat_map(|part| &part.spans).map(|(first, _)| *first).min()
+    }
+
+    /// Rows of sessions that ended and were not emitted.
+    pub(crate) fn left_out(&self) -> LeftOut {
+        self.left_out
+    }
+
+    /// How much is held.
+    pub(crate) fn size(&self) -> Size {
+        let own = |part: &SessionRows| part.spans.len() * size_of::<((i64, i64), u64)>();
+        let held = |part: &SessionRows| part.partial.size() + Size { groups: 0, bytes: own(part) };
+        self.parts.iter().map(held).sum()
     }
 
     pub(crate) fn rows(&self) -> u64 {
@@ -190,9 +233,30 @@ impl Sessions {
     /// Closes every session whose gap is over at `to`. Returns how many rows it had.
     pub(crate) fn close(&mut self, to: i64, closed: &mut ClosedRows, scratch: &mut Scratch) -> Result<u64> {
         let Some(over) = self.take_over(to, scratch)? else { return Ok(0) };
+        let Some(over) = self.emitted_of(over)? else { return Ok(0) };
         let rows = over.rows.iter().sum();
         self.tell(over, closed)?;
         Ok(rows)
+    }
+
+    /// Those of the sessions that are emitted.
+    fn emitted_of(&mut self, over: SessionRows) -> Result<Option<SessionRows>> {
+        let SessionSwitch { emitted, whole_from, .. } = self.switch;
+        let mut kept = Vec::with_capacity(over.spans.len());
+        for (place, ((first, last), rows)) in (0_u32..).zip(over.spans.iter().zip(&over.rows)) {
+            if last.saturating_add(self.gap_ns) <= emitted {
+                self.left_out.emitted_before += rows;
+            } else if *first < whole_from {
+                self.left_out.not_whole += rows;
+            } else {
+                kept.push(place);
+            }
+        }
+        match kept.len() {
+            0 => Ok(None),
+            all if all == over.spans.len() => Ok(Some(over)),
+            _ => over.taken(&kept).map(Some),
+        }
     }
 
     /// Puts everything together and takes out the sessions whose gap is over at `to`, in the order of their windows.

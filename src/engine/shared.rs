@@ -6,6 +6,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::Settings;
+use super::bounds::Bounds;
 use super::feed::Fed;
 use super::partition::TimeRules;
 use super::tail::{self, Tails};
@@ -20,7 +21,8 @@ pub(super) struct Shared {
     lease: Arc<dyn Lease>,
     /// Another process has fenced one of the queries: it runs them now.
     pub(super) fenced: CancellationToken,
-    pub(super) max_groups: usize,
+    /// Of each query.
+    pub(super) bounds: Bounds,
     pub(super) rules: TimeRules,
     /// As many partitions are worked on at the same time.
     pub(super) workers: Semaphore,
@@ -38,7 +40,7 @@ impl Shared {
                 future_tolerance_ms: i64::try_from(settings.future_tolerance_ms).unwrap_or(i64::MAX),
                 idle_ms: i64::try_from(idle_ms).unwrap_or(i64::MAX),
             },
-            max_groups: usize::try_from(settings.max_groups).unwrap_or(usize::MAX),
+            bounds: Bounds::new(settings),
             workers: Semaphore::new(settings.workers.unwrap_or(cores).max(1)),
             tails: Tails::new(Arc::clone(&log), tail::LIMITS),
             lease,

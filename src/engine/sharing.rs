@@ -122,7 +122,7 @@ impl CommonInput {
         let into = IntoPanes { aggregation, keys, arguments };
         let event_ns = source.columns.event_ns(passed);
         let left_out = into.fill(panes, &mut open, passed, event_ns, 0, scratch)?;
-        let groups: usize = open.values().map(|pane| pane.accumulation.groups()).sum();
+        let groups: usize = open.values().map(|pane| pane.accumulation.size().groups).sum();
         if groups * MIN_ROWS_OF_GROUP > passed.len() {
             return Ok(None);
         }

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use datafusion::common::Result;
 
 use super::aggregate::{Accumulation, Aggregation, Pane, Partial};
+use super::bounds::Size;
 use super::closed::ClosedRows;
 use super::groups::Scratch;
 use super::snapshot::Chunk;
@@ -67,11 +68,11 @@ impl SlidingWindows {
         }
     }
 
-    /// Groups held.
-    pub(crate) fn groups(&self) -> usize {
+    /// How much is held.
+    pub(crate) fn size(&self) -> Size {
         let held = self.held.values().filter_map(|held| held.partial.as_ref());
         let sums = self.front.values().chain(&self.back).chain(self.corrections.values());
-        held.chain(sums).map(|partial| partial.groups).sum()
+        held.chain(sums).map(Partial::size).sum()
     }
 
     /// Rows of windows still open.

@@ -7,6 +7,7 @@ use arrow::array::RecordBatch;
 use datafusion::common::Result;
 
 use super::aggregate::Pane;
+use super::bounds::Size;
 use super::compile::{CompiledInput, CompiledQuery, Target};
 use super::session::Bursts;
 use super::window::Panes;
@@ -40,11 +41,13 @@ impl Taken {
         }
     }
 
-    pub(super) fn groups(&self) -> usize {
+    pub(super) fn size(&self) -> Size {
         match self {
-            Self::Panes { open, .. } => open.values().map(|pane| pane.accumulation.groups()).sum(),
-            Self::Bursts(bursts) => bursts.len(),
-            Self::Rows(_) => 0,
+            Self::Panes { open, .. } => open.values().map(|pane| pane.accumulation.size()).sum(),
+            Self::Bursts(bursts) => bursts.size(),
+            Self::Rows(rows) => {
+                Size { groups: 0, bytes: rows.iter().map(RecordBatch::get_array_memory_size).sum() }
+            }
         }
     }
 

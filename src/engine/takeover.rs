@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::change::Takeover;
 use super::closing::Start;
 use super::compile::CompiledQuery;
+use super::session_switch::{SessionSwitch, first_open};
 use crate::log::{Log, LogError, PartitionRange};
 use crate::reaction::checkpoint::{Checkpoint, Gap};
 use crate::reaction::time::NS_PER_MS;
@@ -26,15 +27,23 @@ pub(super) async fn start(
     ranges: &[Vec<PartitionRange>],
     tolerance_ms: i64,
 ) -> Result<Start, LogError> {
-    let wanted = Takeover::after(query.rhythm(), emitted);
-    let stamp_ms = |ns: i64| ns.div_euclid(NS_PER_MS).saturating_sub(tolerance_ms);
-    let (mut rows_at, mut whole_from) = (Vec::with_capacity(ranges.len()), i64::MIN);
+    let before = checkpoint.sessions.as_ref();
+    // Rows of sessions that are open are in no window yet, and a query without sessions does not ask which they are.
+    let boundary = if query.sessions.is_some() { emitted } else { first_open(before, emitted) };
+    let wanted = Takeover::after(query.rhythm(), boundary);
+    let switch = query.sessions.as_ref().map(|kind| SessionSwitch::after(before, kind, emitted));
+    let rows_from = switch
+        .and_then(|switch| switch.rows_from)
+        .map_or(wanted.rows_from, |from| from.min(wanted.rows_from));
+    let stamp_ms = rows_from.div_euclid(NS_PER_MS).saturating_sub(tolerance_ms);
+    let (mut rows_at, mut whole_from, mut all_are_there) = (Vec::with_capacity(ranges.len()), i64::MIN, true);
     for (source, ranges) in query.sources.iter().zip(ranges) {
         let topic = source.table.topic.as_str();
         let mut of_topic = Vec::with_capacity(ranges.len());
         for (range, partition) in ranges.iter().zip(0..) {
-            let offset = log.offset_at(topic, partition, stamp_ms(wanted.rows_from)).await?;
+            let offset = log.offset_at(topic, partition, stamp_ms).await?;
             of_topic.push(offset);
+            all_are_there &= range.start == 0 && offset <= range.start;
             // All that is left is stamped late enough: records before it may be gone.
             if range.start > 0 && offset <= range.start {
                 let first_ms = first_stamp(log, topic, partition, *range).await?;
@@ -45,8 +54,17 @@ pub(super) async fn start(
         rows_at.push(of_topic);
     }
     let takeover = wanted.without_rows_before(query.rhythm(), whole_from);
-    let gap = (takeover.emitted > wanted.emitted).then_some(Gap { from: emitted, to: takeover.rows_from });
-    Ok(Start { gap, ..Start::take_over(query, Some(checkpoint), takeover, &rows_at) })
+    let mut gap =
+        (takeover.emitted > wanted.emitted).then_some(Gap { from: emitted, to: takeover.rows_from });
+    let mut sessions = SessionSwitch::default();
+    if let Some((switch, kind)) = switch.zip(query.sessions.as_ref()) {
+        sessions = match all_are_there {
+            true => switch.with_all_rows(before),
+            false => switch.without_rows_before(kind, whole_from),
+        };
+        gap = gap.or(sessions.gap(before, kind, emitted));
+    }
+    Ok(Start { gap, sessions, ..Start::take_over(query, Some(checkpoint), takeover, &rows_at) })
 }
 
 /// When the first record that is left was stamped; `None` when none is.
@@ -115,6 +133,7 @@ mod tests {
             figures: Figures::default(),
             gap: None,
             saved: Vec::new(),
+            sessions: None,
             revision: 0,
         };
         let (query, ranges) = (query(), log.describe("reactions").await.unwrap().unwrap());

@@ -185,6 +185,11 @@ impl RunningQuery {
                 Err(failure) => failure,
             };
             let (state, reason) = match failure {
+                Failure::Renew(reason) => {
+                    tracing::info!(query = self.query.name, reason, "the query goes on from its checkpoint");
+                    self.set(State::Recovering, None);
+                    continue;
+                }
                 Failure::Recover(reason) => (State::Recovering, reason),
                 Failure::Fenced(reason) => (State::Fenced, reason),
                 Failure::Stop(reason) => (State::Failed, reason),
@@ -243,6 +248,12 @@ impl RunningQuery {
                 ended = &mut committing => return ended,
                 Some(ended) = readers.join_next() => match ended {
                     Ok(Ok(())) => {}
+                    Ok(Err(renew @ Failure::Renew(_))) => {
+                        // What is being committed is finished first.
+                        stop.cancel();
+                        committing.as_mut().await?;
+                        return Err(renew);
+                    }
                     Ok(Err(failure)) => return Err(failure),
                     Err(error) => return Err(Failure::Stop(format!("a reader ended: {error}"))),
                 },

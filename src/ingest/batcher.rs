@@ -23,6 +23,11 @@ use crate::shutdown::Tasks;
 
 /// How often a topic that does not exist is looked for.
 const DISCOVERY: Duration = Duration::from_millis(200);
+/// How often a topic that is there is looked at for partitions that were added.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// So long after they were found rows are written to them: by then the queries read them too, so that no window is
+/// closed without their rows.
+const SETTLED: Duration = Duration::from_secs(15);
 /// The longest an append may take before its outcome counts as unknown. The log has a limit of its own below this.
 const APPEND_LIMIT: Duration = Duration::from_secs(30);
 /// The same once the process is asked to stop: everybody is to be answered before it ends.
@@ -106,6 +111,8 @@ pub(super) struct Batcher {
 
     queue: Mutex<Queue<Request>>,
     wake: Notify,
+    /// The topic does not exist any more.
+    gone: Notify,
 }
 
 impl Batcher {
@@ -134,6 +141,7 @@ impl Batcher {
             metrics,
             queue: Mutex::new(Queue::new(limits)),
             wake: Notify::new(),
+            gone: Notify::new(),
         });
         tasks.spawn(Arc::clone(&batcher).run());
         tasks.spawn(Arc::clone(&batcher).discover());
@@ -230,27 +238,44 @@ impl Batcher {
         answer(requests, &Err(Refusal::Withdrawn(why)));
     }
 
-    /// Looks for the topic until it is there.
+    /// Looks for the topic until it is there, and from then on for partitions that are added.
     async fn discover(self: Arc<Self>) {
         let mut told = false;
         while !self.tasks.is_cancelled() {
+            let known = self.queue().partitions();
             match self.log.describe(&self.topic).await {
-                Ok(Some(partitions)) if !partitions.is_empty() => {
+                Ok(Some(partitions)) if partitions.len() > known => {
+                    if known > 0 {
+                        tracing::info!(topic = self.topic, partitions = partitions.len(), "more partitions");
+                        self.pause(SETTLED).await;
+                    }
                     self.queue().set_partitions(partitions.len());
                     self.wake.notify_one();
-                    return;
+                    told = false;
                 }
-                Err(error) if !told => {
-                    tracing::warn!(topic = self.topic, %error, "the topic cannot be described yet")
+                // Writes find out.
+                _ if known > 0 => {}
+                _ if told => {}
+                Err(error) => {
+                    tracing::warn!(topic = self.topic, %error, "the topic cannot be described yet");
+                    told = true;
                 }
-                _ if !told => tracing::warn!(topic = self.topic, "the topic does not exist yet"),
-                _ => {}
+                Ok(_) => {
+                    tracing::warn!(topic = self.topic, "the topic does not exist yet");
+                    told = true;
+                }
             }
-            told = true;
-            tokio::select! {
-                () = self.tasks.cancelled() => {}
-                () = tokio::time::sleep(DISCOVERY) => {}
-            }
+            let known = self.queue().partitions();
+            self.pause(if known > 0 { LOOK_EVERY } else { DISCOVERY }).await;
+        }
+    }
+
+    /// Waits so long, or until the topic is gone or the tasks end.
+    async fn pause(&self, time: Duration) {
+        tokio::select! {
+            () = self.tasks.cancelled() => {}
+            () = self.gone.notified() => {}
+            () = tokio::time::sleep(time) => {}
         }
     }
 
@@ -303,7 +328,7 @@ impl Batcher {
         })
     }
 
-    async fn append(self: &Arc<Self>, partition: u32, records: Vec<NewRecord>) -> Result<(), Refusal> {
+    async fn append(&self, partition: u32, records: Vec<NewRecord>) -> Result<(), Refusal> {
         let began = Instant::now();
         let stopping = async {
             self.tasks.cancelled().await;
@@ -320,7 +345,7 @@ impl Batcher {
             LogError::Indefinite(why) => Refusal::Unknown(why.into()),
             LogError::UnknownTopic(_) => {
                 self.queue().set_partitions(0);
-                self.tasks.spawn(Arc::clone(self).discover());
+                self.gone.notify_one();
                 Refusal::Unavailable(error.to_string().into())
             }
             LogError::Fenced(_) | LogError::OffsetGone { .. } | LogError::Refused(_) => {

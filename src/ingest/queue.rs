@@ -88,6 +88,11 @@ impl<T: Weight> Queue<T> {
         Ok(was_empty || (self.is_full() && !was_full))
     }
 
+    /// How many partitions are written to.
+    pub(super) fn partitions(&self) -> usize {
+        self.busy.len()
+    }
+
     /// The topic has so many partitions. 0: it does not exist.
     pub(super) fn set_partitions(&mut self, partitions: usize) {
         self.busy.resize(partitions, false);

@@ -28,9 +28,25 @@ pub struct Checkpoint {
     /// How many records beside this one hold state that is not read again from the log, by windowed aggregate.
     #[serde(default)]
     pub saved: Vec<u64>,
+    /// The sessions that are open, for a version with another plan; of a query without sessions none.
+    #[serde(default)]
+    pub sessions: Option<OpenSessions>,
     /// The highest revision of results written; 0 as long as there were no early ones.
     #[serde(default)]
     pub revision: u64,
+}
+
+/// Where the sessions of a query stand.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenSessions {
+    /// What makes rows one session, as the identity of a text.
+    pub definition: String,
+    /// The first row of those that are open. `None` when none is.
+    #[serde(with = "optional_rfc3339")]
+    pub from: Option<i64>,
+    /// Sessions that began before this are not emitted: rows of them may be missing.
+    #[serde(with = "optional_rfc3339")]
+    pub whole_from: Option<i64>,
 }
 
 /// Where one partition stands.

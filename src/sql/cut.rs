@@ -127,6 +127,19 @@ impl Cut {
         }
         text
     }
+
+    /// What makes rows one session of it, and the gap; `None` for windows of other kinds.
+    pub fn sessions(&self) -> Option<(String, i64)> {
+        let Windowing::Session { gap_ns } = self.windowing else { return None };
+        let mut text = format!("{gap_ns}");
+        for input in &self.inputs {
+            text += &format!("\nfrom {}", input.source);
+            for (what, exprs) in [("where", &input.filters), ("key", &input.keys)] {
+                exprs.iter().for_each(|expr| text += &format!("\n{what} {expr}"));
+            }
+        }
+        Some((text, gap_ns))
+    }
 }
 
 /// FNV-1a, 64 bits, as 16 hexadecimal digits: <http://www.isthe.com/chongo/tech/comp/fnv/>. The standard library's

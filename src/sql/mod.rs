@@ -102,6 +102,15 @@ impl Query {
         cut::fnv1a(&cuts.join("\n\n"))
     }
 
+    /// What makes rows one session, as 16 hexadecimal digits, and the longest gap in nanoseconds; `None` where there are no
+    /// sessions.
+    pub fn sessions(&self) -> Option<(String, i64)> {
+        let sessions: Vec<(String, i64)> = self.cuts.iter().filter_map(cut::Cut::sessions).collect();
+        let gap_ns = sessions.iter().map(|(_, gap_ns)| *gap_ns).max()?;
+        let texts: Vec<String> = sessions.into_iter().map(|(text, _)| text).collect();
+        Some((cut::fnv1a(&texts.join("\n\n")), gap_ns))
+    }
+
     /// The sinks it writes, in the text's order.
     pub fn sinks(&self) -> impl Iterator<Item = &Table> {
         self.outputs.iter().map(|output| &output.sink)

@@ -270,6 +270,45 @@ async fn another_window_and_back(args: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_that_are_open_at_a_change_below_the_window_are_emitted_once_and_whole() {
+    let sessions = |gap: &str, keep: &str| {
+        by_request("1 second", keep, "kept")
+            .replace("tumble(INTERVAL '1 second')", &format!("session(INTERVAL '{gap}')"))
+    };
+    let dir = program(&sessions("2 seconds", "count(*)"));
+    let mut up = Running::up(dir.path(), &[]);
+    let busy = Busy::start(&up).await;
+    let verdict = async |up: &Running, text: String| {
+        let body = json!({"name": "by_request", "text": text}).to_string();
+        let (_, _, verdict) = send(up, Method::POST, "/v1/queries/check", &body, HeaderMap::new()).await;
+        verdict["compatibility"].clone()
+    };
+    let same = verdict(&up, sessions("2 seconds", "min(length(room))")).await;
+    assert!(same["kind"] == "switches" && same["detail"].as_str().unwrap().contains("read again"), "{same}");
+    let others = verdict(&up, sessions("3 seconds", "count(*)")).await;
+    assert!(
+        others["kind"] == "overlaps" && others["detail"].as_str().unwrap().contains("other sessions"),
+        "{others}"
+    );
+    for (round, keep) in
+        ["min(length(room))", "count(DISTINCT room)", "max(length(room))"].into_iter().enumerate()
+    {
+        assert_eq!(put(&up, &sessions("2 seconds", keep)).await["version"], 2 + round);
+        if round == 1 {
+            busy.tell.send_replace(None);
+            up.kill();
+            up = Running::up(dir.path(), &[]);
+            up.ready().await;
+            busy.tell.send_replace(Some(up.url("")));
+        }
+        up.poll(QUERY, |query| query["state"] == "running").await;
+        busy.go_on(&up).await;
+    }
+    let ledger = busy.stop().await;
+    close_books(&up, &ledger).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_saved_file_is_taken_up_and_one_that_does_not_plan_is_told_and_left() {
     let dir = program(&plain("500 milliseconds"));
     let up = Running::up(dir.path(), &[]);

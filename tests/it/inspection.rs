@@ -259,6 +259,18 @@ const WINDOWS: [(&str, u64); 3] = [
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_keys_stops_its_query_only_and_a_higher_limit_goes_on_exactly() {
+    let limited = Settings { max_groups: 50, ..Settings::default() };
+    flooded(&limited, &Settings { max_groups: 5_000, ..Settings::default() }, "max_groups allows 50").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_that_fill_the_memory_stop_their_query_only_and_a_higher_limit_goes_on_exactly() {
+    let limited = Settings { max_state_bytes: Some(300_000), ..Settings::default() };
+    flooded(&limited, &Settings::default(), "max_state_bytes allows 300000").await;
+}
+
+/// Within the first limits a query stops, within the others it does not.
+async fn flooded(limited: &Settings, enough: &Settings, said: &str) {
     let totals = "INSERT INTO totals SELECT window.start, count FROM (
       SELECT tumble(INTERVAL '100 milliseconds') AS window, count(*) AS count FROM reactions GROUP BY window);";
     for (window, windows) in WINDOWS {
@@ -266,26 +278,25 @@ async fn a_flood_of_keys_stops_its_query_only_and_a_higher_limit_goes_on_exactly
         let files = [("tables.sql", tables("")), ("counts.sql", query), ("totals.sql", totals.to_owned())];
         let files: Vec<(&str, &str)> = files.iter().map(|(name, text)| (*name, text.as_str())).collect();
         let mut house = House::new(&files).await;
-        let limited = Settings { max_groups: 50, ..Settings::default() };
-        house.restart(&limited).await;
+        house.restart(limited).await;
         house.append(0, vec![Bytes::from(row("ann", "main", 0))]).await;
         house.until_done("counts", 1).await;
         let flood = |part: i32| -> Bytes {
             let rows: Vec<String> =
-                (0..40).map(|n| row("ann", &format!("room{part}/{n}"), 100 * NS_PER_MS)).collect();
+                (0..40).map(|n| row("ann", &format!("room{part}/{n:01000}"), 100 * NS_PER_MS)).collect();
             rows.join("\n").into()
         };
         house.append(0, (0..5).map(flood).collect()).await;
         house.append(1, (5..10).map(flood).collect()).await;
         let report = house.until("counts", |report| report.state == State::Failed).await;
         let error = report.last_error.unwrap();
-        assert!(error.contains("max_groups allows 50") && error.contains("raise it"), "{error}");
+        assert!(error.contains(said) && error.contains("raise it"), "{error}");
         assert_eq!(house.sum_of("counts").await, windows, "{window}: what was committed stays");
         house.until_done("totals", 401).await;
         // The same limit stops it again, at the same place.
-        house.restart(&limited).await;
+        house.restart(limited).await;
         house.until("counts", |report| report.state == State::Failed).await;
-        house.restart(&Settings { max_groups: 5_000, ..Settings::default() }).await;
+        house.restart(enough).await;
         let figures = house.until_done("counts", 401).await.figures;
         assert_eq!(figures.counted, 401, "{window}");
         assert_eq!(house.sum_of("counts").await, 401 * windows, "{window}");

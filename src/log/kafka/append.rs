@@ -13,7 +13,7 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer};
 use tokio::time::Instant;
 
-use super::meta::{Counting, Meta};
+use super::meta::{ANSWER, Counting, Meta, failed};
 use super::settings::{Context, KafkaSettings};
 use super::{blocking, create, locked, number};
 use crate::log::{LogError, NewRecord};
@@ -63,7 +63,12 @@ impl Appender {
         let mut deliveries = Vec::with_capacity(records.len());
         let mut outcome = Ok(-1);
         for record in records {
-            match enqueue(&producer, topic, partition, record, deadline).await {
+            let mut queued = enqueue(&producer, topic, partition, record, deadline).await;
+            if deliveries.is_empty() && matches!(queued, Err(LogError::UnknownTopic(_))) {
+                refresh(&producer, topic).await?;
+                queued = enqueue(&producer, topic, partition, record, deadline).await;
+            }
+            match queued {
                 Ok(delivery) => deliveries.push(delivery),
                 Err(error) if deliveries.is_empty() => {
                     outcome = Err(error);
@@ -156,6 +161,16 @@ impl Appender {
             Err(error) => tracing::warn!("no new Kafka producer: {error}"),
         }
     }
+}
+
+/// Tells the producer what partitions the topic has: by itself it would ask in minutes, when some were added.
+async fn refresh(producer: &FutureProducer<Context>, topic: &str) -> Result<(), LogError> {
+    let (producer, topic) = (producer.clone(), topic.to_owned());
+    blocking(move || {
+        let asked = producer.client().fetch_metadata(Some(&topic), ANSWER);
+        asked.map(drop).map_err(|error| failed(&topic, &error))
+    })
+    .await
 }
 
 /// Puts one record into the producer's queue, waiting while that is full.
