@@ -1,24 +1,17 @@
 //! A front: tells clients which subscriber to go to, and everyone who is there.
 
+pub mod routes;
+
 use std::sync::{Arc, Mutex};
 
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, RawQuery, State};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{any, delete, get, post, put};
-use axum::{Json, Router};
 use serde::Serialize;
-use tower_http::cors::{Any, CorsLayer};
 
 use super::hub::lock;
-use super::members::{MemberState, Members, Topology};
+use super::members::{MemberState, Members};
 use super::placement::{Placement, Refused};
-use super::routes::read_request;
 use super::{Placement as Mode, Settings};
 use crate::clock;
-use crate::http::{Origins, Problem};
-use crate::log::LogError;
+use crate::http::Origins;
 
 /// One front process.
 pub struct Front {
@@ -48,139 +41,15 @@ impl Front {
     }
 
     /// The subscriber for one more client, and where to connect.
-    fn place(&self, cluster: Option<&str>, query: Option<&str>) -> Result<Address, Problem> {
+    fn place(&self, cluster: Option<&str>, query: Option<&str>) -> Result<Address, Refused> {
         let mut placement = lock(&self.placement);
         let members = self.members.alive();
         let MemberState { cluster, subscriber, url, .. } =
-            placement.place(&members, cluster, clock::wall_ms()).map_err(refused)?.clone();
+            placement.place(&members, cluster, clock::wall_ms())?.clone();
         let url = url.unwrap_or_default();
         let separator = if query.is_some_and(|query| !query.is_empty()) { "&" } else { "" };
         let query = query.unwrap_or_default();
         let connect = format!("{url}/v1/live?{query}{separator}via={}", placement.front());
         Ok(Address { url, cluster, subscriber: subscriber.unwrap_or_default(), connect })
     }
-}
-
-fn refused(refused: Refused) -> Problem {
-    let (kind, detail, retry_s) = match refused {
-        Refused::Nobody => ("nobody-there", "no subscriber is live; try again", 1),
-        Refused::TooMany { retry_s } => {
-            ("too-many-joins", "more clients join than [publish] joins_per_second allows; try again", retry_s)
-        }
-    };
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, kind, detail).retry_after(retry_s)
-}
-
-/// What a front answers besides live streams: who is there, where to connect, who is to leave.
-pub fn front_router(front: Arc<Front>) -> Router {
-    let anywhere = CorsLayer::new().allow_origin(Any).allow_methods([Method::GET]).allow_headers(Any);
-    let for_pages = Router::new()
-        .route("/v1/topology", get(topology))
-        .route("/v1/live/address", get(address))
-        .route("/client.js", get(client_js))
-        .layer(anywhere);
-    for_pages
-        .route("/v1/topology/{cluster}/{subscriber}/drain", put(drain).delete(undrain))
-        .route("/register", post(async || Problem::not_built("POST /register")))
-        .route("/register/{client_id}", delete(async || Problem::not_built("DELETE /register")))
-        .with_state(front)
-}
-
-/// What the `publish` role answers: [`front_router`], and live streams with the address of a subscriber.
-pub fn publish_router(front: Arc<Front>) -> Router {
-    let anywhere = CorsLayer::new().allow_origin(Any).allow_methods([Method::GET]).allow_headers(Any);
-    let live = Router::new().route("/v1/live", any(redirect)).layer(anywhere).with_state(Arc::clone(&front));
-    front_router(front).merge(live)
-}
-
-async fn topology(State(front): State<Arc<Front>>) -> Json<Topology> {
-    Json(Topology::of(front.members.alive()))
-}
-
-type Parameters = Result<Query<Vec<(String, String)>>, QueryRejection>;
-
-/// That the question could be asked of a subscriber, and the region it names.
-fn region(headers: &HeaderMap, parameters: Parameters) -> Result<Option<String>, Problem> {
-    let cluster = parameters.as_ref().ok().and_then(|Query(parameters)| {
-        parameters.iter().find(|(name, _)| name == "cluster").map(|(_, value)| value.clone())
-    });
-    match read_request(headers, parameters) {
-        Ok(_) => Ok(cluster),
-        Err(detail) => Err(Problem::new(StatusCode::BAD_REQUEST, "bad-parameter", detail)),
-    }
-}
-
-async fn address(
-    State(front): State<Arc<Front>>,
-    headers: HeaderMap,
-    RawQuery(query): RawQuery,
-    parameters: Parameters,
-) -> Result<Response, Problem> {
-    let cluster = region(&headers, parameters)?;
-    let address = front.place(cluster.as_deref(), query.as_deref())?;
-    Ok(([(header::CACHE_CONTROL, "no-store")], Json(address)).into_response())
-}
-
-/// 307 for event streams. WebSocket clients mostly do not follow it; those ask for the address.
-async fn redirect(
-    State(front): State<Arc<Front>>,
-    headers: HeaderMap,
-    RawQuery(query): RawQuery,
-    parameters: Parameters,
-) -> Result<Response, Problem> {
-    if front.mode == Mode::None {
-        let detail = "this front places no clients; GET /v1/topology lists the subscribers to connect to";
-        return Err(Problem::new(StatusCode::NOT_FOUND, "no-streams-here", detail));
-    }
-    let cluster = region(&headers, parameters)?;
-    let address = front.place(cluster.as_deref(), query.as_deref())?;
-    let location = HeaderValue::from_str(&address.connect).map_err(|_| {
-        let detail = format!("subscriber {} says an address that is none", address.subscriber);
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "bad-address", detail).retry_after(1)
-    })?;
-    let told = [(header::LOCATION, location), (header::CACHE_CONTROL, HeaderValue::from_static("no-store"))];
-    let hint = "connect to the Location; a WebSocket client asks GET /v1/live/address first\n";
-    Ok((StatusCode::TEMPORARY_REDIRECT, told, hint).into_response())
-}
-
-async fn drain(front: State<Arc<Front>>, headers: HeaderMap, path: Path<(String, String)>) -> Response {
-    set_drain(&front, &headers, &path, true).await
-}
-
-async fn undrain(front: State<Arc<Front>>, headers: HeaderMap, path: Path<(String, String)>) -> Response {
-    set_drain(&front, &headers, &path, false).await
-}
-
-async fn set_drain(
-    front: &Front,
-    headers: &HeaderMap,
-    (cluster, subscriber): &(String, String),
-    drains: bool,
-) -> Response {
-    if let Err(problem) = front.origins.check(headers) {
-        return problem.into_response();
-    }
-    let named =
-        |member: &MemberState| member.cluster == *cluster && member.subscriber.as_ref() == Some(subscriber);
-    if drains && !front.members.alive().iter().any(named) {
-        let detail = format!("no subscriber {subscriber} of cluster {cluster}; GET /v1/topology lists them");
-        return Problem::new(StatusCode::NOT_FOUND, "unknown-subscriber", detail).into_response();
-    }
-    match front.members.set_drain(cluster, subscriber, drains).await {
-        Ok(()) => StatusCode::NO_CONTENT.into_response(),
-        Err(LogError::Refused(reason)) => {
-            Problem::new(StatusCode::BAD_REQUEST, "refused", reason).into_response()
-        }
-        Err(error) => Problem::new(StatusCode::SERVICE_UNAVAILABLE, "log-unavailable", error.to_string())
-            .retry_after(1)
-            .into_response(),
-    }
-}
-
-async fn client_js() -> Response {
-    let told = [
-        (header::CONTENT_TYPE, "text/javascript; charset=utf-8"),
-        (header::CACHE_CONTROL, "public, max-age=300"),
-    ];
-    (told, include_str!("client.js")).into_response()
 }

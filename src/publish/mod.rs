@@ -47,7 +47,8 @@ mod memory_log;
 mod tests;
 
 pub use cluster::Cluster;
-pub use front::{Front, front_router, publish_router};
+pub use front::Front;
+pub use front::routes::{front_router, publish_router};
 pub use members::{Heart, Members};
 pub use publisher::Publisher;
 pub use routes::live_router;

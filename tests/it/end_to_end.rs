@@ -70,11 +70,12 @@ async fn next_message(stream: &mut Response, text: &mut String) -> (LiveMessage,
 /// A `curl` line of the README as a request to `process` instead.
 /// Files that it names are those in `dir`.
 fn curl(process: &Running, dir: &Path, line: &str) -> reqwest::RequestBuilder {
-    let (mut url, mut body, mut headers, mut file) = (None, None, Vec::new(), None);
+    let (mut url, mut body, mut headers, mut file, mut method) = (None, None, Vec::new(), None, None);
     let mut words = shell_words(line).into_iter().skip(1);
     while let Some(word) = words.next() {
         match word.as_str() {
             "-N" => {}
+            "-X" => method = words.next(),
             "-d" => body = words.next(),
             "-T" => file = words.next().map(|file| std::fs::read_to_string(dir.join(file)).unwrap()),
             "-H" => headers.extend(words.next()),
@@ -85,7 +86,7 @@ fn curl(process: &Running, dir: &Path, line: &str) -> reqwest::RequestBuilder {
     let request = match (body, file) {
         (Some(body), _) => Client::new().post(url).body(body),
         (None, Some(file)) => Client::new().put(url).body(file),
-        (None, None) => Client::new().get(url),
+        (None, None) => Client::new().request(method.as_deref().unwrap_or("GET").parse().unwrap(), url),
     };
     headers.iter().fold(request, |request, header| {
         let (name, value) = header.split_once(": ").expect("a header");
@@ -108,7 +109,7 @@ fn shell_words(line: &str) -> Vec<String> {
 #[tokio::test]
 async fn the_curl_lines_of_the_readme_do_what_they_say() {
     let lines: Vec<&str> = README.lines().filter(|line| line.starts_with("curl ")).collect();
-    let [send, watch, read, account, change, versions] = lines[..] else {
+    let [send, watch, read, account, change, versions, drain] = lines[..] else {
         panic!("other curl lines than these: {lines:?}")
     };
     let dir = tempfile::tempdir().unwrap();
@@ -135,6 +136,9 @@ async fn the_curl_lines_of_the_readme_do_what_they_say() {
     assert_eq!((put.status().as_u16(), put.headers()["etag"].to_str().unwrap()), (200, "\"1\""), "as it was");
     let versions: Value = curl(&up, dir.path(), versions).send().await.unwrap().json().await.unwrap();
     assert_eq!((&versions["versions"][0]["version"], &versions["versions"][1]), (&json!(1), &Value::Null));
+    assert_eq!(curl(&up, dir.path(), drain).send().await.unwrap().status(), 204);
+    let is_draining = |topology: &Value| topology["clusters"][0]["subscribers"][0]["state"] == "draining";
+    up.poll("/v1/topology", is_draining).await;
 }
 
 #[tokio::test]
