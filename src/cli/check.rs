@@ -8,9 +8,12 @@ use super::Failure;
 use crate::config;
 use crate::engine::compile::CompiledQuery;
 use crate::engine::planned::not_compiled;
+use crate::engine::statics::StaticTables;
 use crate::reaction::table::{Table, TableKind};
 use crate::sql::files::{TABLES_FILE, load_file, load_folder};
-use crate::sql::{Diagnostic, Program, SqlFile, explain, plan_program_with, warning_at_watermark};
+use crate::sql::{
+    Diagnostic, Program, SqlFile, error_at_table, explain, plan_program_with, warning_at_watermark,
+};
 
 /// Plans the SQL and reports every error with its file, line and column.
 #[derive(Debug, clap::Args)]
@@ -55,9 +58,9 @@ pub fn run(args: &CheckArgs) -> Result<(), Failure> {
             format!("no *.sql file in {}; name the files, or the folder by --sql", args.sql.display());
         return Err(Failure::input(message));
     }
-    let mut planned = plan_program_with(&files, &beside).and_then(|program| compiled(program, &files));
+    let read: Vec<SqlFile> = files.iter().chain(&beside).cloned().collect();
+    let mut planned = plan_program_with(&files, &beside).and_then(|program| compiled(program, &read));
     if let Ok(program) = &mut planned {
-        let read: Vec<SqlFile> = files.iter().chain(&beside).cloned().collect();
         let warnings = short_delays(program, &read, settings.ingest.flush_interval_ms);
         program.warnings.extend(warnings);
     }
@@ -74,8 +77,11 @@ pub fn run(args: &CheckArgs) -> Result<(), Failure> {
 
 /// The program, if every query of it compiles.
 fn compiled(program: Program, files: &[SqlFile]) -> Result<Program, Vec<Diagnostic>> {
+    let joined = program.queries.iter().flat_map(|query| &query.statics);
+    let statics = StaticTables::read(joined, files)
+        .map_err(|(table, error)| vec![error_at_table(files, &table, &error.to_string())])?;
     let refused = program.queries.iter().filter_map(|query| {
-        let error = CompiledQuery::compile(query).err()?;
+        let error = CompiledQuery::compile_with(query, &statics).err()?;
         let file = files.iter().find(|file| file.text == query.text);
         let name = file.map_or_else(|| query.name.clone(), |file| file.name.clone());
         Some(not_compiled(name, &query.text, &error.strip_backtrace()))

@@ -1,6 +1,6 @@
 //! `emostream run`: SQL over inputs that end, to their end. The wall clock plays no part.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
@@ -12,10 +12,11 @@ use super::print::{Printed, Shape};
 use crate::engine::bounded::{BoundedError, run_to_end};
 use crate::engine::compile::CompiledQuery;
 use crate::engine::connector::output::Output;
-use crate::engine::connector::{ConnectorError, Input, file, impulse, resolve};
+use crate::engine::connector::{ConnectorError, Input, beside, file, impulse};
+use crate::engine::statics::StaticTables;
 use crate::reaction::figures::Figures;
-use crate::reaction::table::{Connector, Format, Framing, Table};
-use crate::sql::{Program, Query, SqlFile, declaring_file, plan_program_with};
+use crate::reaction::table::{Connector, Table};
+use crate::sql::{Program, Query, SqlFile, plan_program_with};
 
 const NO_SOURCE: &str = "is a topic of the log (connector = 'kafka'), which has no end; declare it with connector = \
                          'single_file', path = '…', or run it by 'emostream up'";
@@ -100,10 +101,11 @@ fn run_query(
     progress: &ProgressBar,
     on_result: impl FnMut(usize, &RecordBatch) -> Result<(), ConnectorError>,
 ) -> Result<Figures, Failure> {
-    let query = Query { sources: query.sources.iter().map(as_read).collect(), ..query.clone() };
+    let query = Query { sources: query.sources.iter().map(file::as_read).collect(), ..query.clone() };
     progress.set_message(query.name.clone());
     let failed = |error: &dyn std::fmt::Display| Failure::input(format!("{}: {error}", query.name));
-    let compiled = CompiledQuery::compile(&query).map_err(|error| failed(&error))?;
+    let statics = StaticTables::read(&query.statics, files).map_err(|(_, error)| failure(error))?;
+    let compiled = CompiledQuery::compile_with(&query, &statics).map_err(|error| failed(&error))?;
     let mut inputs: Vec<Input> = Vec::new();
     for source in &compiled.sources {
         let progress = progress.clone();
@@ -115,19 +117,10 @@ fn run_query(
     })
 }
 
-/// A file holds its rows in lines, whatever a record of the table would hold.
-fn as_read(source: &Table) -> Table {
-    let mut source = source.clone();
-    if source.format == Format::Json {
-        source.with.framing = Some(Framing::Newline);
-    }
-    source
-}
-
 fn open_input(source: &Table, files: &[SqlFile]) -> Result<Input, Failure> {
     match &source.with.connector {
         Connector::SingleFile { path } => {
-            file::read(source, &place(path, source, files), path).map_err(failure)
+            file::read(source, &beside(source, path, files), path).map_err(failure)
         }
         Connector::Impulse { event_rate, message_count } => {
             Ok(impulse::impulse(source, *event_rate, message_count.unwrap_or_default()))
@@ -140,17 +133,11 @@ fn open_input(source: &Table, files: &[SqlFile]) -> Result<Input, Failure> {
 fn open_output(sink: &Table, files: &[SqlFile]) -> Result<Output, Failure> {
     match &sink.with.connector {
         Connector::SingleFile { path } => {
-            Output::file(sink, &place(path, sink, files), path).map_err(failure)
+            Output::file(sink, &beside(sink, path, files), path).map_err(failure)
         }
         Connector::Stdout => Ok(Output::stdout(sink, Box::new(std::io::stdout()))),
         _ => Ok(Output::Nothing),
     }
-}
-
-/// Paths are relative to the file that declares the table.
-fn place(path: &str, table: &Table, files: &[SqlFile]) -> PathBuf {
-    let folder = declaring_file(files, &table.name).and_then(|file| Path::new(&file.name).parent());
-    resolve(path, folder.unwrap_or(Path::new("")))
 }
 
 fn failure(error: ConnectorError) -> Failure {

@@ -41,7 +41,7 @@ impl IntoPanes<'_> {
             };
             let part = part.as_ref().unwrap_or(rows);
             pane.accumulation.update(self.keys, self.arguments, part, scratch)?;
-            pane.rows += part.len() as u64;
+            pane.rows += part.reactions() as u64;
         }
         Ok(left_out as u64)
     }

@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::{AsArray, BooleanArray, RecordBatch, UInt32Array};
-use arrow::datatypes::{TimestampNanosecondType, UInt32Type};
+use arrow::array::{AsArray, BooleanArray, RecordBatch};
+use arrow::datatypes::TimestampNanosecondType;
 use datafusion::common::Result;
 
 use super::above::batch_of;
@@ -18,11 +18,12 @@ use super::closing::{Lane, Start};
 use super::compile::{CompiledInput, CompiledQuery, CompiledSource, Target};
 use super::decode::{Decoded, decode};
 use super::early::OpenPane;
-use super::expression::{RowExpr, Rows};
+use super::expression::Rows;
 use super::filling::IntoPanes;
 use super::groups::Scratch;
 use super::kept::{Kept, Missed, Origin};
 use super::session::{Bursts, SessionRows};
+use super::steps;
 use super::watermark::Watermark;
 use super::window::Panes;
 use crate::log::Record;
@@ -36,7 +37,7 @@ use crate::sql::cut::Windowing;
 pub struct Account {
     /// By the records' row-count headers.
     pub accepted: u64,
-    /// Left out by a WHERE.
+    /// Left out by a WHERE, or by a join that found nothing.
     pub filtered: u64,
     /// Their window was closed.
     pub late: u64,
@@ -44,6 +45,8 @@ pub struct Account {
     pub future: u64,
     /// In records that could not be decoded.
     pub bad: u64,
+    /// Copies of rows that joins made, besides all these.
+    pub expanded: u64,
 }
 
 /// How the wall clock is used.
@@ -73,8 +76,8 @@ pub struct HandOver {
     pub(crate) panes: Vec<(usize, Pane)>,
     /// By cut: all sessions' rows.
     pub(crate) sessions: Vec<(usize, SessionRows)>,
-    /// By output: rows without a window.
-    pub(crate) rows: Vec<(usize, RecordBatch)>,
+    /// By output: rows without a window, and how many reactions they are.
+    pub(crate) rows: Vec<(usize, RecordBatch, u64)>,
     /// The first record with a row of a pane still open here.
     pub(crate) first_open: Option<i64>,
     /// The first record not taken in.
@@ -117,9 +120,13 @@ pub struct Partition {
 
 /// What was taken in for one input and not handed over yet.
 enum Taken {
-    Panes { panes: Panes, open: BTreeMap<i64, Pane> },
+    Panes {
+        panes: Panes,
+        open: BTreeMap<i64, Pane>,
+    },
     Bursts(Bursts),
-    Rows(Vec<RecordBatch>),
+    /// Batches, and how many reactions each is.
+    Rows(Vec<(RecordBatch, u64)>),
 }
 
 impl Taken {
@@ -139,7 +146,7 @@ impl Taken {
         match self {
             Self::Panes { open, .. } => open.values().map(|pane| pane.rows).sum(),
             Self::Bursts(bursts) => bursts.rows(),
-            Self::Rows(rows) => rows.iter().map(|rows| rows.num_rows() as u64).sum(),
+            Self::Rows(rows) => rows.iter().map(|(_, reactions)| reactions).sum(),
         }
     }
 
@@ -227,8 +234,11 @@ impl Partition {
 
     /// Rows for outputs without a window, not handed over yet.
     pub fn pending(&self) -> u64 {
-        let rows = self.taken.iter().filter(|taken| matches!(taken, Taken::Rows(_)));
-        rows.map(Taken::rows).sum()
+        let pending = self.taken.iter().filter_map(|taken| match taken {
+            Taken::Rows(pending) => Some(pending),
+            _ => None,
+        });
+        pending.flatten().map(|(rows, _)| rows.num_rows() as u64).sum()
     }
 
     /// The account so far.
@@ -363,10 +373,10 @@ impl Partition {
         limits: &Limits,
         rows: &Rows,
     ) -> Result<()> {
-        let kept = filtered(&input.filters, rows)?;
+        let kept = steps::apply(&input.steps, rows)?;
         let passed = kept.as_ref().unwrap_or(rows);
         if limits.fresh {
-            self.account.filtered += (rows.len() - passed.len()) as u64;
+            self.account.filtered += (rows.len() - passed.reactions()) as u64;
         }
         let is_row_wise = matches!(self.taken[place], Taken::Rows(_));
         let late_before = self.late_before(place, limits);
@@ -377,6 +387,9 @@ impl Partition {
         let rows = on_time.as_ref().unwrap_or(passed);
         if rows.len() == 0 {
             return Ok(());
+        }
+        if limits.fresh || self.begins_account && !is_row_wise {
+            self.account.expanded += (rows.len() - rows.reactions()) as u64;
         }
         let event_ns = event_ns(source, rows);
         let Self { taken, scratch, query, account, begins_account, .. } = self;
@@ -394,7 +407,7 @@ impl Partition {
                 bursts.update(keys, arguments, rows, event_ns, scratch)?;
             }
             (Taken::Rows(pending), Target::Output { columns, .. }) if limits.fresh => {
-                pending.push(batch_of(columns, rows)?);
+                pending.push((batch_of(columns, rows)?, rows.reactions() as u64));
             }
             // Committed or saved before the start.
             _ => {}
@@ -429,8 +442,9 @@ impl Partition {
         if event_ns.iter().all(|&ns| late_before <= ns && ns <= future_from) {
             return Ok(None);
         }
-        let future = event_ns.iter().filter(|&&ns| ns > future_from).count();
-        let late = event_ns.iter().filter(|&&ns| ns <= future_from && ns < late_before).count();
+        let counted = || event_ns.iter().zip(rows.counts()).filter(|(_, counts)| *counts).map(|(&ns, _)| ns);
+        let future = counted().filter(|&ns| ns > future_from).count();
+        let late = counted().filter(|&ns| ns <= future_from && ns < late_before).count();
         if limits.fresh {
             self.account.future += future as u64;
             self.account.late += late as u64;
@@ -449,14 +463,11 @@ impl Partition {
         limits: &Limits,
         rows: &Rows,
     ) -> Result<()> {
-        let mut places = UInt32Array::from_iter_values(0..rows.len() as u32); // a record has far fewer rows
-        for filter in &input.filters {
-            // As in `filtered`: a filter never sees what one before it left out.
-            let condition = filter.evaluate_condition(&rows.at(&places)?)?;
-            places = arrow::compute::filter(&places, &condition)?.as_primitive::<UInt32Type>().clone();
-        }
+        let numbered = rows.numbered();
+        let passed = steps::apply(&input.steps, &numbered)?.unwrap_or(numbered);
+        let places = passed.of().map(|of| of.values().to_vec()).unwrap_or_default();
         let event_ns = event_ns(source, rows);
-        for place in places.values().iter().map(|&place| place as usize) {
+        for place in places.into_iter().map(|place| place as usize) {
             let missed = match event_ns[place] {
                 ns if ns > limits.future_from => Missed::Future,
                 ns if ns < late_before => Missed::Late,
@@ -511,7 +522,8 @@ impl Partition {
                     sessions.extend(bursts.hand_over()?.map(|rows| (*cut, rows)));
                 }
                 (Taken::Rows(pending), Target::Output { output, .. }) => {
-                    rows.extend(std::mem::take(pending).into_iter().map(|rows| (*output, rows)));
+                    let pending = std::mem::take(pending).into_iter();
+                    rows.extend(pending.map(|(rows, reactions)| (*output, rows, reactions)));
                 }
                 _ => {}
             }
@@ -563,17 +575,4 @@ struct Limits {
 
 fn event_ns<'r>(source: &CompiledSource, rows: &'r Rows) -> &'r [i64] {
     rows.batch().column(source.event_time).as_primitive::<TimestampNanosecondType>().values()
-}
-
-/// The rows that pass all filters, each evaluated on what the ones before it let through; `None` when all do.
-fn filtered(filters: &[RowExpr], rows: &Rows) -> Result<Option<Rows>> {
-    let mut kept: Option<Rows> = None;
-    for filter in filters {
-        let input = kept.as_ref().unwrap_or(rows);
-        let condition = filter.evaluate_condition(input)?;
-        if condition.true_count() < input.len() {
-            kept = Some(input.filter(&condition)?);
-        }
-    }
-    Ok(kept)
 }

@@ -26,7 +26,7 @@ pub struct Table {
     /// What a record holds and what the log knows of it, in declaration order. Columns that are GENERATED are not among them:
     /// they are expressions over these, and the planner's affair.
     pub columns: Vec<Column>,
-    /// What `WATERMARK FOR` says; sources only.
+    /// What `WATERMARK FOR` says; sources only. A source without one is static: its rows are all there at the start.
     pub watermark: Option<Watermark>,
     /// `'sink.key_field'`: the column whose text is the records' key.
     pub key_field: Option<String>,
@@ -41,6 +41,11 @@ impl Table {
     /// The column of that name and its place.
     pub fn column(&self, name: &str) -> Option<(usize, &Column)> {
         self.columns.iter().enumerate().find(|(_, column)| column.name == name)
+    }
+
+    /// Whether it is a source that does not grow, for rows that come to be joined with.
+    pub fn is_static(&self) -> bool {
+        self.kind == TableKind::Source && self.watermark.is_none()
     }
 
     /// The columns that a record's value holds: those that can be posted.

@@ -29,15 +29,17 @@ mod parts;
 pub mod planner;
 mod program;
 mod rewrite;
+pub mod statics;
 mod types;
 
 use arrow::datatypes::SchemaRef;
 
 use crate::reaction::table::Table;
+pub(crate) use cut::fnv1a;
 pub use diagnostic::{Diagnostic, Severity};
 pub use explain::explain;
 pub use files::load_folder;
-pub use program::{declaring_file, plan_program, plan_program_with, warning_at_watermark};
+pub use program::{declaring_file, error_at_table, plan_program, plan_program_with, warning_at_watermark};
 
 /// One SQL file: the name that diagnostics show, and its text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +81,8 @@ pub struct Query {
     pub text: String,
     /// The source tables it reads, by name, each once.
     pub sources: Vec<Table>,
+    /// The static tables that it looks rows up in, by name, each once.
+    pub statics: Vec<Table>,
     /// Its windowed aggregates, each once, however many of its outputs use it.
     pub cuts: Vec<cut::Cut>,
     /// One per `INSERT`, in the text's order, each into another sink.
@@ -98,7 +102,7 @@ impl Query {
     /// What the state of open windows depends on, as 16 hexadecimal digits; an edit above the cuts leaves it as it is.
     pub fn fingerprint(&self) -> String {
         let cuts: Vec<String> = self.cuts.iter().map(cut::Cut::identity).collect();
-        cut::fnv1a(&cuts.join("\n\n"))
+        fnv1a(cuts.join("\n\n").into_bytes())
     }
 
     /// The sinks it writes, in the text's order.
