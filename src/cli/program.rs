@@ -6,7 +6,7 @@ use super::Failure;
 use super::serve::{Failed, log_failure};
 use crate::config::Settings;
 use crate::engine::{EngineError, Place, Seat};
-use crate::reaction::table::{Connector, TableKind};
+use crate::reaction::table::{Connector, Table, TableKind};
 use crate::sql::{self, Program, SqlFile};
 
 /// Where the SQL is when nobody says.
@@ -31,11 +31,12 @@ pub(super) fn load(dir: Option<&Path>) -> Result<Program, Failure> {
     }
     let files = sql::load_folder(&folder).map_err(|error| Failure::input(error.to_string()))?;
     let program = plan(&files)?;
-    if !program.tables.iter().any(|table| table.kind == TableKind::Source) {
+    if !program.tables.iter().any(|table| table.kind == TableKind::Source && !table.is_static()) {
         let detail = "no file declares a source table (CREATE TABLE … WITH (type = 'source', …))";
         return Err(Failure::input(format!("{}: {detail}", folder.display())));
     }
-    if let Some(table) = program.tables.iter().find(|table| table.with.connector != Connector::Kafka) {
+    let other = |table: &&Table| table.with.connector != Connector::Kafka && !table.is_static();
+    if let Some(table) = program.tables.iter().find(other) {
         let detail = format!("table '{}' is not in the log: only connector 'kafka' runs here", table.name);
         return Err(Failure::input(format!("{}: {detail}", folder.display())));
     }

@@ -27,7 +27,6 @@ pub struct Figures {
     pub expanded: u64,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
 fn is_none(count: &u64) -> bool {
     *count == 0
 }
