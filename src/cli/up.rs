@@ -105,7 +105,11 @@ async fn start_all(
 /// Where it is, and the lines to try.
 fn banner(url: &str, planned: &Program, kept: &str) -> String {
     let of = |kind| {
-        planned.tables.iter().find(|table: &&Table| table.kind == kind).map(|table| table.name.as_str())
+        planned
+            .tables
+            .iter()
+            .find(|table: &&Table| table.kind == kind && !table.is_static())
+            .map(|table| table.name.as_str())
     };
     let source = of(TableKind::Source).unwrap_or_default();
     let mut lines = vec![format!("emostream is running at {url} ({kept})"), String::new()];

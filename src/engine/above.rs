@@ -36,7 +36,7 @@ use super::statics::StaticTables;
 use super::steps::{self, Step};
 use crate::reaction::time::Window;
 use crate::sql::cut::{RowByRow, Windowed, WindowedRows};
-use crate::sql::statics::StaticRows;
+use crate::sql::statics::{StaticRows, leaves};
 
 /// The compiled plan above the cuts of one window.
 #[derive(Debug)]
@@ -148,7 +148,11 @@ impl Plan {
         let slots = schemas.into_iter().enumerate().filter(|(cut, _)| part.cuts.contains(cut));
         let slots: BTreeMap<usize, (SchemaRef, Slot)> =
             slots.map(|(cut, schema)| (cut, (schema, Slot::default()))).collect();
-        let leaves = LeafPlanner { slots: slots.clone(), statics: statics.clone() };
+        let of_tables = leaves(&part.above)?.into_iter().map(|leaf| {
+            let rows = statics.rows(&leaf)?;
+            Ok((leaf, rows))
+        });
+        let leaves = LeafPlanner { slots: slots.clone(), statics: of_tables.collect::<Result<_>>()? };
         let planner = DefaultPhysicalPlanner::with_extension_planners(vec![Arc::new(leaves)]);
         let optimized = state.optimize(&part.above)?;
         // Planning is async for the sake of remote catalogs; nothing here waits.
@@ -190,7 +194,7 @@ fn logical_rules() -> Vec<Arc<dyn OptimizerRule + Send + Sync>> {
 
 struct LeafPlanner {
     slots: BTreeMap<usize, (SchemaRef, Slot)>,
-    statics: StaticTables,
+    statics: Vec<(StaticRows, RecordBatch)>,
 }
 
 #[async_trait]
@@ -204,8 +208,9 @@ impl ExtensionPlanner for LeafPlanner {
         _session: &dyn Session,
         _context: &PhysicalPlanningContext,
     ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
-        if let Some(rows) = node.as_any().downcast_ref::<StaticRows>() {
-            let rows = self.statics.rows(rows)?;
+        if let Some(leaf) = node.as_any().downcast_ref::<StaticRows>()
+            && let Some((_, rows)) = self.statics.iter().find(|(known, _)| known == leaf)
+        {
             let slot = Arc::new(Mutex::new(Some(rows.clone())));
             return Ok(Some(Arc::new(RowsExec::new(rows.schema(), slot))));
         }
