@@ -62,6 +62,8 @@ const PURE: &[&str] = &[
     "src/engine/saved",
     "src/engine/snapshot",
     "src/engine/sorted",
+    "src/engine/steps",
+    "src/engine/lookup",
     "src/engine/in_sequence",
     "src/log/codec/",
     "src/engine/change",

@@ -31,3 +31,13 @@ CREATE TABLE capped_per_user (
 CREATE TABLE ceil_scaling (
   window_start TIMESTAMP, window_end TIMESTAMP, room TEXT, emoji_type TEXT, count BIGINT, scaled BIGINT
 ) WITH (connector = 'kafka', type = 'sink', topic = 'ceil_scaling', format = 'json', 'sink.key_field' = 'room');
+
+CREATE TABLE team_support (
+  window_start TIMESTAMP, window_end TIMESTAMP, room TEXT, team TEXT, reactions BIGINT, people BIGINT
+) WITH (connector = 'kafka', type = 'sink', topic = 'team_support', format = 'json', 'sink.key_field' = 'room');
+
+-- A static table: it declares no event time, so it is read whole when a query starts. An object a line.
+CREATE TABLE teams (
+  emoji TEXT NOT NULL,
+  team  TEXT NOT NULL
+) WITH (connector = 'single_file', path = 'teams.json', type = 'source', format = 'json');

@@ -8,9 +8,12 @@ use super::Failure;
 use crate::config::{self, LogKind, Settings};
 use crate::engine::compile::CompiledQuery;
 use crate::engine::planned::{elsewhere, not_compiled, unfit_configs};
+use crate::engine::statics::StaticTables;
 use crate::reaction::table::{Table, TableKind, servers_of};
 use crate::sql::files::{TABLES_FILE, load_file, load_folder};
-use crate::sql::{Diagnostic, Program, SqlFile, explain, plan_program_with, warning_at_watermark};
+use crate::sql::{
+    Diagnostic, Program, Query, SqlFile, error_at_table, explain, plan_program_with, warning_at_watermark,
+};
 
 /// Plans the SQL and reports every error with its file, line and column.
 #[derive(Debug, clap::Args)]
@@ -55,11 +58,11 @@ pub fn run(args: &CheckArgs) -> Result<(), Failure> {
             format!("no *.sql file in {}; name the files, or the folder by --sql", args.sql.display());
         return Err(Failure::input(message));
     }
+    let read: Vec<SqlFile> = files.iter().chain(&beside).cloned().collect();
     let mut planned = plan_program_with(&files, &beside)
-        .and_then(|program| fit_for(program, &files, &beside, &settings))
-        .and_then(|program| compiled(program, &files));
+        .and_then(|program| fit_for(program, &read, &settings))
+        .and_then(|program| compiled(program, &read));
     if let Ok(program) = &mut planned {
-        let read: Vec<SqlFile> = files.iter().chain(&beside).cloned().collect();
         let warnings = short_delays(program, &read, settings.ingest.flush_interval_ms);
         program.warnings.extend(warnings);
     }
@@ -75,17 +78,11 @@ pub fn run(args: &CheckArgs) -> Result<(), Failure> {
 }
 
 /// The program, if its tables fit each other's clients and the configured Kafka, if there is one.
-fn fit_for(
-    program: Program,
-    files: &[SqlFile],
-    beside: &[SqlFile],
-    settings: &Settings,
-) -> Result<Program, Vec<Diagnostic>> {
-    let read: Vec<SqlFile> = files.iter().chain(beside).cloned().collect();
-    let mut refused = unfit_configs(&program, &read);
+fn fit_for(program: Program, read: &[SqlFile], settings: &Settings) -> Result<Program, Vec<Diagnostic>> {
+    let mut refused = unfit_configs(&program, read);
     if settings.log.kind == LogKind::Kafka {
         let servers = servers_of(&settings.log.kafka.bootstrap_servers);
-        refused.extend(elsewhere(&program, &read, &servers));
+        refused.extend(elsewhere(&program, read, &servers));
     }
     if refused.is_empty() { Ok(program) } else { Err(refused) }
 }
@@ -93,8 +90,12 @@ fn fit_for(
 /// The program, if every query of it compiles.
 pub(super) fn compiled(program: Program, files: &[SqlFile]) -> Result<Program, Vec<Diagnostic>> {
     let selects = program.selects.iter().map(|select| &select.query);
-    let refused = program.queries.iter().chain(selects).filter_map(|query| {
-        let error = CompiledQuery::compile(query).err()?;
+    let queries: Vec<&Query> = program.queries.iter().chain(selects).collect();
+    let joined = queries.iter().flat_map(|query| &query.statics);
+    let statics = StaticTables::read(joined, files)
+        .map_err(|(table, error)| vec![error_at_table(files, &table, &error.to_string())])?;
+    let refused = queries.iter().filter_map(|query| {
+        let error = CompiledQuery::compile_with(query, &statics).err()?;
         let file = files.iter().find(|file| file.text == query.text);
         let name = file.map_or_else(|| query.name.clone(), |file| file.name.clone());
         Some(not_compiled(name, &query.text, &error.strip_backtrace()))

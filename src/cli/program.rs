@@ -31,7 +31,7 @@ pub(super) fn load(dir: Option<&Path>) -> Result<Program, Failure> {
     }
     let files = sql::load_folder(&folder).map_err(|error| Failure::input(error.to_string()))?;
     let program = plan(&files)?;
-    if !program.tables.iter().any(|table| table.kind == TableKind::Source) {
+    if !program.tables.iter().any(|table| table.kind == TableKind::Source && !table.is_static()) {
         let detail = "no file declares a source table (CREATE TABLE … WITH (type = 'source', …))";
         return Err(Failure::input(format!("{}: {detail}", folder.display())));
     }

@@ -1,6 +1,6 @@
 //! `emostream run`: SQL over inputs that end, to their end. The wall clock plays no part.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
@@ -12,9 +12,10 @@ use super::print::{Printed, Shape};
 use crate::engine::bounded::{BoundedError, Ended, run_to_end};
 use crate::engine::compile::CompiledQuery;
 use crate::engine::connector::output::Output;
-use crate::engine::connector::{ConnectorError, Cursor, Input, file, impulse, resolve};
+use crate::engine::connector::{ConnectorError, Cursor, Input, beside, file, impulse};
+use crate::engine::statics::StaticTables;
 use crate::reaction::table::{Connector, Table};
-use crate::sql::{Program, Query, SqlFile, declaring_file, plan_program_with};
+use crate::sql::{Program, Query, SqlFile, plan_program_with};
 
 const NO_SOURCE: &str = "is a topic of the log (connector = 'kafka'), which has no end; declare it with connector = \
                          'single_file', path = '…', or run it by 'emostream up'";
@@ -102,7 +103,8 @@ fn run_query(
 ) -> Result<Ended, Failure> {
     progress.set_message(query.name.clone());
     let failed = |error: &dyn std::fmt::Display| Failure::input(format!("{}: {error}", query.name));
-    let compiled = CompiledQuery::compile(query).map_err(|error| failed(&error))?;
+    let statics = StaticTables::read(&query.statics, files).map_err(|(_, error)| failure(error))?;
+    let compiled = CompiledQuery::compile_with(query, &statics).map_err(|error| failed(&error))?;
     let mut inputs: Vec<Input> = Vec::new();
     for source in &compiled.sources {
         let progress = progress.clone();
@@ -117,7 +119,7 @@ fn run_query(
 fn open_input(source: &Table, files: &[SqlFile]) -> Result<Input, Failure> {
     match &source.with.connector {
         Connector::SingleFile { path } => {
-            file::read(source, &place(path, source, files), path, Cursor::default()).map_err(failure)
+            file::read(source, &beside(source, path, files), path, Cursor::default()).map_err(failure)
         }
         Connector::Impulse { event_rate, message_count } => {
             Ok(impulse::impulse(source, *event_rate, message_count.unwrap_or_default(), Cursor::default()))
@@ -130,17 +132,11 @@ fn open_input(source: &Table, files: &[SqlFile]) -> Result<Input, Failure> {
 fn open_output(sink: &Table, files: &[SqlFile]) -> Result<Output, Failure> {
     match &sink.with.connector {
         Connector::SingleFile { path } => {
-            Output::file(sink, &place(path, sink, files), path).map_err(failure)
+            Output::file(sink, &beside(sink, path, files), path).map_err(failure)
         }
         Connector::Stdout => Ok(Output::stdout(sink, Box::new(std::io::stdout()))),
         _ => Ok(Output::Nothing),
     }
-}
-
-/// Paths are relative to the file that declares the table.
-fn place(path: &str, table: &Table, files: &[SqlFile]) -> PathBuf {
-    let folder = declaring_file(files, &table.name).and_then(|file| Path::new(&file.name).parent());
-    resolve(path, folder.unwrap_or(Path::new("")))
 }
 
 fn failure(error: ConnectorError) -> Failure {

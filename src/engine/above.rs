@@ -1,14 +1,14 @@
 //! The plan above the cut: what is made of the rows of closed windows.
 //!
-//! Filters and projections are evaluated over all closed windows at once. Anything else is an ordinary DataFusion plan,
+//! Filters, lookups and projections are evaluated over all closed windows at once. Anything else is an ordinary DataFusion plan,
 //! made once and run per window: its leaves take the rows of the run, `reset_plan_states` clears what the operators
 //! kept. The leaves' statistics are unknown, so that nothing is folded into a constant.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arrow::array::{ArrayRef, AsArray, RecordBatch, RecordBatchOptions, UInt32Array};
-use arrow::datatypes::{Field, Schema, SchemaRef, UInt32Type};
+use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
+use arrow::datatypes::{Field, Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::Session;
 use datafusion::common::tree_node::TreeNodeRecursion;
@@ -32,14 +32,17 @@ use datafusion::prelude::SessionConfig;
 use super::closed::ClosedRows;
 use super::expression::{RowExpr, Rows};
 use super::in_sequence::UnionsInSequence;
+use super::statics::StaticTables;
+use super::steps::{self, Step};
 use crate::reaction::time::Window;
 use crate::sql::cut::{RowByRow, Windowed, WindowedRows};
+use crate::sql::statics::{StaticRows, leaves};
 
 /// The compiled plan above the cuts of one window.
 #[derive(Debug)]
 pub(crate) enum Above {
-    /// Filters and projections over one cut's rows.
-    RowByRow { cut: usize, input: SchemaRef, filters: Vec<RowExpr>, columns: Vec<RowExpr> },
+    /// Filters, static joins and projections over one cut's rows.
+    RowByRow { cut: usize, input: SchemaRef, steps: Vec<Step>, columns: Vec<RowExpr> },
     /// Anything else.
     Plan(Plan),
 }
@@ -49,18 +52,16 @@ pub(crate) type SinkRows = (Window, RecordBatch);
 
 impl Above {
     /// Compiles the part above; `schemas` are what the query's cuts yield.
-    pub(crate) fn plan(part: &Windowed, schemas: Vec<SchemaRef>) -> Result<Self> {
+    pub(crate) fn plan(part: &Windowed, schemas: Vec<SchemaRef>, statics: &StaticTables) -> Result<Self> {
         let Some((rows, &cut)) = part.row_by_row.as_ref().zip(part.cuts.first()) else {
-            return Ok(Self::Plan(Plan::new(part, schemas)?));
+            return Ok(Self::Plan(Plan::new(part, schemas, statics)?));
         };
-        let RowByRow { schema, filters, columns } = rows;
-        let compile = |expr| RowExpr::compile(expr, schema);
-        Ok(Self::RowByRow {
-            cut,
-            input: Arc::clone(schema.inner()),
-            filters: filters.iter().map(compile).collect::<Result<_>>()?,
-            columns: columns.iter().map(compile).collect::<Result<_>>()?,
-        })
+        let RowByRow { schema, steps, columns } = rows;
+        let named = steps::named(steps.iter().flat_map(steps::Planned::exprs).chain(columns))?;
+        let (steps, row) = steps::compile(steps, schema.as_ref().clone(), &named, statics)?;
+        let compile = |expr| RowExpr::compile(expr, &row);
+        let columns = columns.iter().map(compile).collect::<Result<_>>()?;
+        Ok(Self::RowByRow { cut, input: Arc::clone(schema.inner()), steps, columns })
     }
 
     /// The cuts that it reads.
@@ -75,9 +76,9 @@ impl Above {
     /// columns and types, by position.
     pub(crate) fn run(&self, closed: &[ClosedRows]) -> Result<Vec<SinkRows>> {
         match self {
-            Self::RowByRow { cut, input, filters, columns } => {
+            Self::RowByRow { cut, input, steps, columns } => {
                 let Some(closed) = closed.get(*cut) else { return internal_err!("no cut {cut}") };
-                row_by_row(closed, input, filters, columns)
+                row_by_row(closed, input, steps, columns)
             }
             Self::Plan(plan) => plan.run(closed),
         }
@@ -87,31 +88,27 @@ impl Above {
 fn row_by_row(
     closed: &ClosedRows,
     input: &SchemaRef,
-    filters: &[RowExpr],
+    steps: &[Step],
     columns: &[RowExpr],
 ) -> Result<Vec<SinkRows>> {
     if closed.windows().is_empty() {
         return Ok(Vec::new());
     }
-    let mut rows = Rows::new(closed.together(input)?);
-    let of_window = closed.windows().iter().zip(0_u32..);
-    let mut window_of_row: UInt32Array = of_window
-        .flat_map(|((_, batch), window)| std::iter::repeat_n(Some(window), batch.num_rows()))
-        .collect();
-    for filter in filters {
-        let keep = filter.evaluate_condition(&rows)?;
-        if keep.true_count() < rows.len() {
-            rows = rows.filter(&keep)?;
-            window_of_row =
-                arrow::compute::filter(&window_of_row, &keep)?.as_primitive::<UInt32Type>().clone();
-        }
-    }
+    let all = Rows::new(closed.together(input)?).numbered();
+    let ends = closed.windows().iter().scan(0, |end, (_, batch)| {
+        *end += batch.num_rows();
+        Some(*end)
+    });
+    let ends: Vec<usize> = ends.collect();
+    let rows = steps::apply(steps, &all)?.unwrap_or(all);
     let result = batch_of(columns, &rows)?;
+    let places = rows.of().map(|of| of.values().to_vec()).unwrap_or_default();
+    let window_of = |place: &u32| ends.partition_point(|end| *end <= *place as usize);
     let mut from = 0;
-    let same = window_of_row.values().chunk_by(|a, b| a == b);
+    let same = places.chunk_by(|a, b| window_of(a) == window_of(b));
     Ok(same
         .map(|same| {
-            let (window, _) = closed.windows()[same[0] as usize];
+            let (window, _) = closed.windows()[window_of(&same[0])];
             from += same.len();
             (window, result.slice(from - same.len(), same.len()))
         })
@@ -142,7 +139,7 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    fn new(part: &Windowed, schemas: Vec<SchemaRef>) -> Result<Self> {
+    fn new(part: &Windowed, schemas: Vec<SchemaRef>, statics: &StaticTables) -> Result<Self> {
         let config = SessionConfig::new().with_target_partitions(1);
         let mut rules = PhysicalOptimizer::new().rules;
         rules.insert(0, Arc::new(UnionsInSequence));
@@ -151,7 +148,11 @@ impl Plan {
         let slots = schemas.into_iter().enumerate().filter(|(cut, _)| part.cuts.contains(cut));
         let slots: BTreeMap<usize, (SchemaRef, Slot)> =
             slots.map(|(cut, schema)| (cut, (schema, Slot::default()))).collect();
-        let leaves = LeafPlanner { slots: slots.clone() };
+        let of_tables = leaves(&part.above)?.into_iter().map(|leaf| {
+            let rows = statics.rows(&leaf)?;
+            Ok((leaf, rows))
+        });
+        let leaves = LeafPlanner { slots: slots.clone(), statics: of_tables.collect::<Result<_>>()? };
         let planner = DefaultPhysicalPlanner::with_extension_planners(vec![Arc::new(leaves)]);
         let optimized = state.optimize(&part.above)?;
         // Planning is async for the sake of remote catalogs; nothing here waits.
@@ -193,6 +194,7 @@ fn logical_rules() -> Vec<Arc<dyn OptimizerRule + Send + Sync>> {
 
 struct LeafPlanner {
     slots: BTreeMap<usize, (SchemaRef, Slot)>,
+    statics: Vec<(StaticRows, RecordBatch)>,
 }
 
 #[async_trait]
@@ -206,24 +208,30 @@ impl ExtensionPlanner for LeafPlanner {
         _session: &dyn Session,
         _context: &PhysicalPlanningContext,
     ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
+        if let Some(leaf) = node.as_any().downcast_ref::<StaticRows>()
+            && let Some((_, rows)) = self.statics.iter().find(|(known, _)| known == leaf)
+        {
+            let slot = Arc::new(Mutex::new(Some(rows.clone())));
+            return Ok(Some(Arc::new(RowsExec::new(rows.schema(), slot))));
+        }
         let cut = node.as_any().downcast_ref::<WindowedRows>().map(|rows| rows.cut);
         let slot = cut.and_then(|cut| self.slots.get(&cut));
         Ok(slot.map(|(schema, slot)| {
-            let leaf = WindowedRowsExec::new(Arc::clone(schema), Arc::clone(slot));
+            let leaf = RowsExec::new(Arc::clone(schema), Arc::clone(slot));
             Arc::new(leaf) as Arc<dyn ExecutionPlan>
         }))
     }
 }
 
-/// The leaf: the rows of the window of this run.
+/// The leaf: the rows of the window of this run, or static ones.
 #[derive(Debug)]
-struct WindowedRowsExec {
+struct RowsExec {
     schema: SchemaRef,
     rows: Slot,
     properties: Arc<PlanProperties>,
 }
 
-impl WindowedRowsExec {
+impl RowsExec {
     fn new(schema: SchemaRef, rows: Slot) -> Self {
         let properties = PlanProperties::new(
             EquivalenceProperties::new(Arc::clone(&schema)),
@@ -235,15 +243,15 @@ impl WindowedRowsExec {
     }
 }
 
-impl DisplayAs for WindowedRowsExec {
+impl DisplayAs for RowsExec {
     fn fmt_as(&self, _: DisplayFormatType, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("WindowedRowsExec")
+        f.write_str("RowsExec")
     }
 }
 
-impl ExecutionPlan for WindowedRowsExec {
+impl ExecutionPlan for RowsExec {
     fn name(&self) -> &'static str {
-        "WindowedRowsExec"
+        "RowsExec"
     }
 
     fn properties(&self) -> &Arc<PlanProperties> {

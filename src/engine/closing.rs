@@ -367,8 +367,8 @@ impl Closer {
                 account: handed.account,
                 open: handed.open,
             });
-            for (output, rows) in handed.rows {
-                self.counted += rows.num_rows() as u64;
+            for (output, rows, reactions) in handed.rows {
+                self.counted += reactions;
                 outputs[output].rows.push(rows);
             }
             for (cut, rows) in handed.sessions {
@@ -519,6 +519,7 @@ impl Closer {
             future: self.base.future + account.future,
             bad: self.base.bad + account.bad,
             open,
+            expanded: self.base.expanded + account.expanded,
         }
     }
 }
@@ -553,5 +554,6 @@ pub fn total(accounts: impl IntoIterator<Item = Account>) -> Account {
         late: sum.late + account.late,
         future: sum.future + account.future,
         bad: sum.bad + account.bad,
+        expanded: sum.expanded + account.expanded,
     })
 }

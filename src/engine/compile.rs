@@ -1,13 +1,12 @@
 //! A query compiled: what to read of a record, how to judge a row, what to keep of it, what to make of a closed window.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
-use datafusion::common::{DFSchema, DFSchemaRef, Result, internal_datafusion_err, plan_err};
+use datafusion::common::{Column, DFSchema, DFSchemaRef, Result, internal_datafusion_err, plan_err};
 use datafusion::logical_expr::Expr;
 use datafusion::logical_expr::execution_props::ExecutionProps;
 use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
-use datafusion::logical_expr::utils::expr_to_columns;
 use datafusion::physical_expr::aggregate::{AggregateFunctionExpr, LoweredAggregateBuilder};
 
 use super::above::Above;
@@ -17,6 +16,8 @@ use super::decode::Columns;
 use super::expression::RowExpr;
 use super::session_switch::SessionKind;
 use super::snapshot::Shape;
+use super::statics::StaticTables;
+use super::steps::{self, Step};
 use super::window::{self, Panes};
 use crate::log::ClientConfigs;
 use crate::log::codec::RecordCodec;
@@ -38,6 +39,8 @@ pub struct CompiledQuery {
     pub fingerprint: String,
     /// What makes rows sessions, where there are any.
     pub(crate) sessions: Option<SessionKind>,
+    /// The static tables that it looks rows up in, with their rows' versions.
+    pub statics: String,
     pub(crate) cuts: Vec<CompiledCut>,
 }
 
@@ -58,7 +61,7 @@ pub struct CompiledSource {
 /// Rows of a source on their way into a cut or straight into an output.
 #[derive(Debug)]
 pub(crate) struct CompiledInput {
-    pub(crate) filters: Vec<RowExpr>,
+    pub(crate) steps: Vec<Step>,
     pub(crate) into: Target,
     /// What its rows are in panes depends on: queries with the same one can share that. `None` where there are no panes.
     pub(crate) identity: Option<Arc<str>>,
@@ -93,12 +96,20 @@ pub struct CompiledOutput {
 }
 
 impl CompiledQuery {
-    /// Compiles a planned query.
+    /// Compiles a planned query that joins no static table.
     ///
     /// # Errors
-    /// What DataFusion says of an expression that cannot be compiled.
+    /// As [`Self::compile_with`].
     pub fn compile(query: &sql::Query) -> Result<Self> {
-        let sources = query.sources.iter().map(|table| CompiledSource::compile(query, table));
+        Self::compile_with(query, &StaticTables::default())
+    }
+
+    /// Compiles a planned query over its static tables.
+    ///
+    /// # Errors
+    /// What DataFusion says of an expression that cannot be compiled, and where a static table cannot be looked up in.
+    pub fn compile_with(query: &sql::Query, statics: &StaticTables) -> Result<Self> {
+        let sources = query.sources.iter().map(|table| CompiledSource::compile(query, table, statics));
         let cuts = query.cuts.iter().map(CompiledCut::compile).collect::<Result<Vec<_>>>()?;
         let outputs = query.outputs.iter().map(|output| {
             let windowed = output.parts.iter().filter_map(|part| match part {
@@ -107,7 +118,7 @@ impl CompiledQuery {
             });
             let parts = windowed.map(|part| {
                 let schemas: Vec<_> = cuts.iter().map(|cut| Arc::clone(&cut.aggregation.output)).collect();
-                Above::plan(part, schemas)
+                Above::plan(part, schemas, statics)
             });
             Ok(CompiledOutput { sink: output.sink.clone(), parts: parts.collect::<Result<_>>()? })
         });
@@ -118,9 +129,15 @@ impl CompiledQuery {
             plan if saves_state => format!("{plan}-{}", datafusion::DATAFUSION_VERSION),
             plan => plan,
         };
+        // Open windows hold rows as they were joined.
+        let fingerprint = match statics.version(&joined_below(query)) {
+            none if none.is_empty() => fingerprint,
+            version => format!("{fingerprint}-{}", sql::fnv1a(version.into_bytes())),
+        };
+        let statics = statics.version(query.statics.iter().map(|table| &table.name));
         let sources = sources.collect::<Result<_>>()?;
         let sessions = query.sessions().map(|(definition, gap_ns)| SessionKind { definition, gap_ns });
-        Ok(Self { name: query.name.clone(), sources, outputs, fingerprint, sessions, cuts })
+        Ok(Self { name: query.name.clone(), sources, outputs, fingerprint, sessions, statics, cuts })
     }
 
     /// The last instant at or before `ns` at which a window of the query may close; `None` when it has no window.
@@ -176,7 +193,7 @@ impl CompiledQuery {
 impl CompiledCut {
     fn compile(cut: &Cut) -> Result<Self> {
         let Some(input) = cut.inputs.first() else { return plan_err!("a cut without input") };
-        let lowered = lower(input, &input.source_schema)?;
+        let lowered = lower(input, &input.row_schema)?;
         let key_types = cut.output_schema.fields().iter().enumerate();
         let key_types = key_types.filter(|(place, _)| *place != cut.window_index).take(cut.keys());
         let functions: Vec<_> = lowered.into_iter().map(|lowered| lowered.0).collect();
@@ -211,8 +228,18 @@ fn lower(input: &Input, schema: &DFSchema) -> Result<Vec<Lowered>> {
     input.aggregates.iter().map(lower).collect()
 }
 
+/// The static tables that are joined below a cut.
+fn joined_below(query: &sql::Query) -> BTreeSet<String> {
+    let steps = query.cuts.iter().flat_map(|cut| &cut.inputs).flat_map(|input| &input.steps);
+    let joined = steps.filter_map(|step| match step {
+        steps::Planned::Join(join) => Some(join.rows.tables.clone()),
+        steps::Planned::Where(_) => None,
+    });
+    joined.flatten().collect()
+}
+
 impl CompiledSource {
-    fn compile(query: &sql::Query, table: &Table) -> Result<Self> {
+    fn compile(query: &sql::Query, table: &Table, statics: &StaticTables) -> Result<Self> {
         let Some(watermark) = &table.watermark else {
             return plan_err!("table {} has no WATERMARK FOR", table.name);
         };
@@ -224,14 +251,14 @@ impl CompiledSource {
             let own = planned.inputs.iter().filter(|input| input.source == table.name);
             own.map(move |input| (cut, planned, input))
         });
-        let inputs = inputs.map(|(cut, planned, input)| cut_input(cut, planned, input, &columns));
+        let inputs = inputs.map(|(cut, planned, input)| cut_input(cut, planned, input, &columns, statics));
         let mut inputs = inputs.collect::<Result<Vec<_>>>()?;
         for (output, planned) in query.outputs.iter().enumerate() {
             for part in &planned.parts {
                 if let Part::RowWise(rows) = part
                     && rows.source == table.name
                 {
-                    inputs.push(output_input(output, rows, &columns)?);
+                    inputs.push(output_input(output, rows, &columns, statics)?);
                 }
             }
         }
@@ -256,66 +283,75 @@ fn schema_read(schema: &DFSchemaRef, columns: &[usize]) -> Result<DFSchema> {
     DFSchema::new_with_metadata(fields.collect(), Default::default())
 }
 
-fn cut_input(cut: usize, planned: &Cut, input: &Input, columns: &[usize]) -> Result<CompiledInput> {
+fn cut_input(
+    cut: usize,
+    planned: &Cut,
+    input: &Input,
+    columns: &[usize],
+    statics: &StaticTables,
+) -> Result<CompiledInput> {
     let read = schema_read(&input.source_schema, columns)?;
-    let compile = |expr: &Expr| RowExpr::compile(expr, &read);
-    let arguments = lower(input, &read)?.into_iter().map(|(function, filter)| {
+    let named = steps::named(exprs_of(input))?;
+    let (steps, row) = steps::compile(&input.steps, read, &named, statics)?;
+    let arguments = lower(input, &row)?.into_iter().map(|(function, filter)| {
         let mut values = function.expressions();
         values.extend(function.order_bys().iter().map(|order| Arc::clone(&order.expr)));
-        let values = values.into_iter().map(|value| RowExpr::from_physical(value, read.as_arrow()));
+        let values = values.into_iter().map(|value| RowExpr::from_physical(value, row.as_arrow()));
         let values = values.collect::<Result<Vec<_>>>()?;
-        let filter = filter.map(|filter| RowExpr::from_physical(filter, read.as_arrow())).transpose()?;
+        let filter = filter.map(|filter| RowExpr::from_physical(filter, row.as_arrow())).transpose()?;
         let is_count = function.fun().name() == "count"
             && !function.is_distinct()
             && filter.is_none()
             && matches!(&values[..], [value] if value.is_constant());
         Ok(Arguments { values, filter, is_count })
     });
-    let has_panes = Panes::of(planned.windowing).is_some();
-    Ok(CompiledInput {
-        identity: has_panes.then(|| planned.identity_of(input).into()),
-        filters: input.filters.iter().map(compile).collect::<Result<_>>()?,
-        into: Target::Cut {
-            cut,
-            keys: input.keys.iter().map(compile).collect::<Result<_>>()?,
-            arguments: arguments.collect::<Result<_>>()?,
-        },
-    })
+    let arguments = arguments.collect::<Result<_>>()?;
+    let keys = input.keys.iter().map(|key| RowExpr::compile(key, &row)).collect::<Result<_>>()?;
+    // What a lookup finds may differ from one query to the other: each reads the file when it starts.
+    let is_shared =
+        Panes::of(planned.windowing).is_some() && steps.iter().all(|step| matches!(step, Step::Filter(_)));
+    let identity = is_shared.then(|| planned.identity_of(input).into());
+    Ok(CompiledInput { steps, into: Target::Cut { cut, keys, arguments }, identity })
 }
 
-fn output_input(output: usize, rows: &RowWise, columns: &[usize]) -> Result<CompiledInput> {
+fn output_input(
+    output: usize,
+    rows: &RowWise,
+    columns: &[usize],
+    statics: &StaticTables,
+) -> Result<CompiledInput> {
     let read = schema_read(&rows.source_schema, columns)?;
-    let compile = |expr: &Expr| RowExpr::compile(expr, &read);
-    Ok(CompiledInput {
-        identity: None,
-        filters: rows.filters.iter().map(compile).collect::<Result<_>>()?,
-        into: Target::Output { output, columns: rows.columns.iter().map(compile).collect::<Result<_>>()? },
-    })
+    let named = steps::named(exprs_of_rows(rows))?;
+    let (steps, row) = steps::compile(&rows.steps, read, &named, statics)?;
+    let columns = rows.columns.iter().map(|column| RowExpr::compile(column, &row)).collect::<Result<_>>()?;
+    Ok(CompiledInput { steps, into: Target::Output { output, columns }, identity: None })
+}
+
+/// Every expression over the row of an input.
+fn exprs_of(input: &Input) -> impl Iterator<Item = &Expr> {
+    input.steps.iter().flat_map(steps::Planned::exprs).chain(&input.keys).chain(&input.aggregates)
+}
+
+fn exprs_of_rows(rows: &RowWise) -> impl Iterator<Item = &Expr> {
+    rows.steps.iter().flat_map(steps::Planned::exprs).chain(&rows.columns)
 }
 
 /// The places of the source columns that the query names, and of the event time, in order.
 fn columns_read(query: &sql::Query, table: &Table, event_place: usize) -> Result<Vec<usize>> {
     let mut places = BTreeSet::from([event_place]);
-    let mut add = |exprs: &[Expr], schema: &DFSchema| {
-        let mut named = std::collections::HashSet::new();
-        exprs.iter().try_for_each(|expr| expr_to_columns(expr, &mut named))?;
-        for column in &named {
-            places.insert(schema.index_of_column(column)?);
-        }
-        Ok::<_, datafusion::error::DataFusionError>(())
+    // What a source does not have comes from a static table.
+    let mut add = |named: HashSet<Column>, schema: &DFSchema| {
+        places.extend(named.iter().filter_map(|column| schema.maybe_index_of_column(column)));
     };
     let inputs = query.cuts.iter().flat_map(|cut| &cut.inputs).filter(|input| input.source == table.name);
     for input in inputs {
-        for exprs in [&input.filters, &input.keys, &input.aggregates] {
-            add(exprs, &input.source_schema)?;
-        }
+        add(steps::named(exprs_of(input))?, &input.source_schema);
     }
     for part in query.outputs.iter().flat_map(|output| &output.parts) {
         if let Part::RowWise(rows) = part
             && rows.source == table.name
         {
-            add(&rows.filters, &rows.source_schema)?;
-            add(&rows.columns, &rows.source_schema)?;
+            add(steps::named(exprs_of_rows(rows))?, &rows.source_schema);
         }
     }
     Ok(places.into_iter().collect())

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, DictionaryArray, RecordBatch, UInt32Array};
 use arrow::compute::{cast, take};
-use arrow::datatypes::{DataType, Field, Int32Type, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, Int32Type, Schema, SchemaRef, UInt32Type};
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
 use datafusion::common::{DFSchema, DataFusionError, Result, ScalarValue, internal_err};
 use datafusion::logical_expr::Expr;
@@ -24,11 +24,49 @@ pub(crate) struct Rows {
     batch: RecordBatch,
     /// The same with every dictionary spelled out; made when an expression needs it.
     plain: OnceLock<RecordBatch>,
+    /// Where a join repeats rows or they are told apart by place: which row each is. Copies are side by side.
+    of: Option<UInt32Array>,
 }
 
 impl Rows {
     pub(crate) fn new(batch: RecordBatch) -> Self {
-        Self { batch, plain: OnceLock::new() }
+        Self { batch, plain: OnceLock::new(), of: None }
+    }
+
+    /// The same rows, that know their places from now on.
+    pub(crate) fn numbered(&self) -> Self {
+        // A batch has far fewer than 2^32 rows.
+        let places = UInt32Array::from_iter_values(0..self.len() as u32);
+        Self { of: Some(places), ..Self::new(self.batch.clone()) }
+    }
+
+    /// Which row each is; `None` when each is its own.
+    pub(crate) fn of(&self) -> Option<&UInt32Array> {
+        self.of.as_ref()
+    }
+
+    /// These rows joined: `batch` has one of them at each of `places`, or as they are.
+    pub(crate) fn joined(&self, batch: RecordBatch, places: Option<&UInt32Array>) -> Result<Self> {
+        let of = match (&self.of, places) {
+            (Some(of), Some(places)) => Some(take(of, places, None)?.as_primitive::<UInt32Type>().clone()),
+            (of, None) => of.clone(),
+            (None, Some(places)) => Some(places.clone()),
+        };
+        Ok(Self { of, ..Self::new(batch) })
+    }
+
+    /// How many reactions they are: copies count once.
+    pub(crate) fn reactions(&self) -> usize {
+        match &self.of {
+            None => self.len(),
+            Some(of) => of.values().chunk_by(|a, b| a == b).count(),
+        }
+    }
+
+    /// Row by row, whether it counts as a reaction: the first of its copies does.
+    pub(crate) fn counts(&self) -> impl Iterator<Item = bool> {
+        let of = self.of.as_ref().map(|of| of.values());
+        (0..self.len()).map(move |row| of.is_none_or(|of| row == 0 || of[row] != of[row - 1]))
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -36,7 +74,10 @@ impl Rows {
     }
 
     pub(crate) fn slice(&self, from: usize, rows: usize) -> Self {
-        Self::new(self.batch.slice(from, rows))
+        Self {
+            of: self.of.as_ref().map(|of| of.slice(from, rows)),
+            ..Self::new(self.batch.slice(from, rows))
+        }
     }
 
     pub(crate) fn batch(&self) -> &RecordBatch {
@@ -45,12 +86,16 @@ impl Rows {
 
     /// The rows for which `keep` is true.
     pub(crate) fn filter(&self, keep: &BooleanArray) -> Result<Self> {
-        Ok(Self::new(arrow::compute::filter_record_batch(&self.batch, keep)?))
+        let of = self.of.as_ref().map(|of| arrow::compute::filter(of, keep)).transpose()?;
+        Ok(Self {
+            of: of.map(|of| of.as_primitive::<UInt32Type>().clone()),
+            ..Self::new(arrow::compute::filter_record_batch(&self.batch, keep)?)
+        })
     }
 
     /// The rows at these places.
     pub(crate) fn at(&self, places: &UInt32Array) -> Result<Self> {
-        Ok(Self::new(arrow::compute::take_record_batch(&self.batch, places)?))
+        self.joined(arrow::compute::take_record_batch(&self.batch, places)?, Some(places))
     }
 
     fn plain(&self) -> Result<&RecordBatch> {

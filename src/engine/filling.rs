@@ -34,6 +34,7 @@ impl IntoPanes<'_> {
         scratch: &mut Scratch,
     ) -> Result<u64> {
         let (runs, left_out) = runs(panes, event_ns);
+        let mut taken = 0;
         for (window, part) in parts(&runs, rows)? {
             let pane = match open.entry(window.start) {
                 Entry::Occupied(entry) => entry.into_mut(),
@@ -41,9 +42,10 @@ impl IntoPanes<'_> {
             };
             let part = part.as_ref().unwrap_or(rows);
             pane.accumulation.update(self.keys, self.arguments, part, scratch)?;
-            pane.rows += part.len() as u64;
+            pane.rows += part.reactions() as u64;
+            taken += part.reactions();
         }
-        Ok(left_out as u64)
+        Ok(if left_out == 0 { 0 } else { (rows.reactions() - taken) as u64 })
     }
 }
 

@@ -40,10 +40,11 @@ impl Engine {
         let read = self.place.folder.clone();
         let now = blocking(move || folder::read(&read)).await;
         let now = now.map_err(|error| ChangeError::Outside(error.to_string()))?;
-        if now == *seen {
+        let program = self.program();
+        // A file that was saved as it was is a word to read static tables again.
+        if now == *seen && !program.planned.joins_files() {
             return Ok(());
         }
-        let program = self.program();
         let whole = without_rolled_back(&program.view, &now);
         let changed = folder::edited(&program.planned.files, &seen, &now);
         let planned = match self.prepare(&whole, None).await {

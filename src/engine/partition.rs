@@ -10,8 +10,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::{AsArray, BooleanArray, UInt32Array};
-use arrow::datatypes::UInt32Type;
+use arrow::array::BooleanArray;
 use datafusion::common::Result;
 
 pub use self::handing::HandOver;
@@ -20,11 +19,12 @@ use super::bounds::Size;
 use super::closing::{Lane, Start};
 use super::compile::{CompiledInput, CompiledQuery, CompiledSource, Target};
 use super::decode::{Decoded, Extent, decode};
-use super::expression::{RowExpr, Rows};
+use super::expression::Rows;
 use super::filling::IntoPanes;
 use super::groups::Scratch;
 use super::kept::{Kept, Missed, Origin};
 use super::sharing::InPanes;
+use super::steps;
 use super::taken::Taken;
 use super::watermark::Watermark;
 use crate::log::Record;
@@ -37,7 +37,7 @@ use crate::reaction::time::NS_PER_MS;
 pub struct Account {
     /// By the records' row-count headers.
     pub accepted: u64,
-    /// Left out by a WHERE.
+    /// Left out by a WHERE, or by a join that found nothing.
     pub filtered: u64,
     /// Their window was closed.
     pub late: u64,
@@ -45,6 +45,8 @@ pub struct Account {
     pub future: u64,
     /// In records that could not be decoded.
     pub bad: u64,
+    /// Copies of rows that joins made, besides all these.
+    pub expanded: u64,
 }
 
 /// How the wall clock is used.
@@ -154,8 +156,11 @@ impl Partition {
 
     /// Rows for outputs without a window, not handed over yet.
     pub fn pending(&self) -> u64 {
-        let rows = self.taken.iter().filter(|taken| matches!(taken, Taken::Rows(_)));
-        rows.map(Taken::rows).sum()
+        let pending = self.taken.iter().filter_map(|taken| match taken {
+            Taken::Rows(pending) => Some(pending),
+            _ => None,
+        });
+        pending.flatten().map(|(rows, _)| rows.num_rows() as u64).sum()
     }
 
     /// The account so far.
@@ -323,10 +328,10 @@ impl Partition {
         limits: &Limits,
         batch: &Batch<'_>,
     ) -> Result<()> {
-        let kept = filtered(&input.filters, batch.rows)?;
+        let kept = steps::apply(&input.steps, batch.rows)?;
         let passed = kept.as_ref().unwrap_or(batch.rows);
         if limits.fresh {
-            self.account.filtered += (batch.rows.len() - passed.len()) as u64;
+            self.account.filtered += (batch.rows.len() - passed.reactions()) as u64;
         }
         let is_row_wise = matches!(self.taken[place], Taken::Rows(_));
         let late_before = self.late_before(place, limits);
@@ -339,6 +344,9 @@ impl Partition {
         let rows = on_time.as_ref().unwrap_or(passed);
         if rows.len() == 0 {
             return Ok(());
+        }
+        if limits.fresh || self.begins_account && !is_row_wise {
+            self.account.expanded += (rows.len() - rows.reactions()) as u64;
         }
         let event_ns = source.columns.event_ns(rows);
         let Self { taken, scratch, query, account, begins_account, .. } = self;
@@ -356,7 +364,7 @@ impl Partition {
                 bursts.update(keys, arguments, rows, event_ns, scratch)?;
             }
             (Taken::Rows(pending), Target::Output { columns, .. }) if limits.fresh => {
-                pending.push(batch_of(columns, rows)?);
+                pending.push((batch_of(columns, rows)?, rows.reactions() as u64));
             }
             // Committed or saved before the start.
             _ => {}
@@ -395,8 +403,9 @@ impl Partition {
         if event_ns.iter().all(|&ns| late_before <= ns && ns <= future_from) {
             return Ok(None);
         }
-        let future = event_ns.iter().filter(|&&ns| ns > future_from).count();
-        let late = event_ns.iter().filter(|&&ns| ns <= future_from && ns < late_before).count();
+        let counted = || event_ns.iter().zip(rows.counts()).filter(|(_, counts)| *counts).map(|(&ns, _)| ns);
+        let future = counted().filter(|&ns| ns > future_from).count();
+        let late = counted().filter(|&ns| ns <= future_from && ns < late_before).count();
         if limits.fresh {
             self.account.future += future as u64;
             self.account.late += late as u64;
@@ -415,14 +424,11 @@ impl Partition {
         limits: &Limits,
         rows: &Rows,
     ) -> Result<()> {
-        let mut places = UInt32Array::from_iter_values(0..rows.len() as u32); // a record has far fewer rows
-        for filter in &input.filters {
-            // As in `filtered`: a filter never sees what one before it left out.
-            let condition = filter.evaluate_condition(&rows.at(&places)?)?;
-            places = arrow::compute::filter(&places, &condition)?.as_primitive::<UInt32Type>().clone();
-        }
+        let numbered = rows.numbered();
+        let passed = steps::apply(&input.steps, &numbered)?.unwrap_or(numbered);
+        let places = passed.of().map(|of| of.values().to_vec()).unwrap_or_default();
         let event_ns = source.columns.event_ns(rows);
-        for place in places.values().iter().map(|&place| place as usize) {
+        for place in places.into_iter().map(|place| place as usize) {
             let missed = match event_ns[place] {
                 ns if ns > limits.future_from => Missed::Future,
                 ns if ns < late_before => Missed::Late,
@@ -474,17 +480,4 @@ impl Batch<'_> {
         let identity = input.identity.as_ref()?;
         self.in_panes.iter().find(|(of, _)| of == identity).map(|(_, in_panes)| in_panes)
     }
-}
-
-/// The rows that pass all filters, each evaluated on what the ones before it let through; `None` when all do.
-pub(super) fn filtered(filters: &[RowExpr], rows: &Rows) -> Result<Option<Rows>> {
-    let mut kept: Option<Rows> = None;
-    for filter in filters {
-        let input = kept.as_ref().unwrap_or(rows);
-        let condition = filter.evaluate_condition(input)?;
-        if condition.true_count() < input.len() {
-            kept = Some(input.filter(&condition)?);
-        }
-    }
-    Ok(kept)
 }

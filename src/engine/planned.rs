@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::change;
 use super::compile::CompiledQuery;
+use super::statics::StaticTables;
 use crate::log::kafka::check_client_configs;
 use crate::log::late_topic;
 use crate::log::program::{ProgramView, QueryEntry};
@@ -67,11 +68,13 @@ impl Planned {
         if !refused.is_empty() {
             return Err(refused);
         }
-        if !program.tables.iter().any(|table| table.kind == TableKind::Source) {
+        if !program.tables.iter().any(|table| table.kind == TableKind::Source && !table.is_static()) {
             let message = "no file declares a source table (CREATE TABLE … WITH (type = 'source', …))";
             return Err(vec![at_start(folder.display().to_string(), message, "")]);
         }
-        if let Some((sink, source)) = written_twice(&program.tables) {
+        // Static tables are the engine's alone: nobody posts to them, and they have no topic.
+        let tables: Vec<Table> = program.tables.into_iter().filter(|table| !table.is_static()).collect();
+        if let Some((sink, source)) = written_twice(&tables) {
             let message = format!(
                 "the topic '{}' of '{}' is that of the late rows of '{}' (late_rows = 'table')",
                 sink.topic, sink.name, source.name
@@ -79,13 +82,17 @@ impl Planned {
             let suggestion = Some(format!("write topic = '{}_results', say", sink.name));
             return Err(vec![Diagnostic { message, suggestion, ..place_of(files, folder, &sink.name) }]);
         }
+        let joined = program.queries.iter().flat_map(|query| &query.statics);
+        let statics = StaticTables::read(joined, &named)
+            .map_err(|(table, error)| vec![sql::error_at_table(&named, &table, &error.to_string())])?;
         let (mut queries, mut refused) = (BTreeMap::new(), Vec::new());
         for query in &program.queries {
-            match CompiledQuery::compile(query) {
+            match CompiledQuery::compile_with(query, &statics) {
                 Ok(compiled) => {
                     let (plan, text) = (sql::explain(query), query.text.clone());
                     let sinks: Vec<&Table> = query.sinks().collect();
-                    let identity = format!("{text}\n{plan}\n{:?}\n{sinks:?}", query.sources);
+                    let (sources, joined) = (&query.sources, &compiled.statics);
+                    let identity = format!("{text}\n{plan}\n{sources:?}\n{sinks:?}\n{joined}");
                     let (topics, compiled) = (compiled.topics(), Arc::new(compiled));
                     queries
                         .insert(query.name.clone(), PlannedQuery { text, plan, identity, topics, compiled });
@@ -99,7 +106,12 @@ impl Planned {
         if !refused.is_empty() {
             return Err(refused);
         }
-        Ok(Self { files: files.clone(), tables: program.tables, queries, warnings: program.warnings })
+        Ok(Self { files: files.clone(), tables, queries, warnings: program.warnings })
+    }
+
+    /// Whether files besides the SQL are part of it.
+    pub(super) fn joins_files(&self) -> bool {
+        self.queries.values().any(|query| !query.compiled.statics.is_empty())
     }
 
     /// As it is stored in the log; versions are given there.

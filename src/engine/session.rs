@@ -24,7 +24,7 @@ use crate::reaction::time::Window;
 pub(crate) struct SessionRows {
     /// The event times of the first and the last row.
     pub(crate) spans: Vec<(i64, i64)>,
-    /// How many rows each has.
+    /// How many reactions each has: of a row that a join repeats, only the first copy.
     pub(crate) rows: Vec<u64>,
     pub(crate) partial: Partial,
 }
@@ -92,8 +92,9 @@ impl Bursts {
         self.groups.number(&keys, rows.len(), scratch)?;
         self.of_group.resize(self.groups.len(), Vec::new());
         self.burst_of_row.clear();
-        for (&group, &ns) in scratch.group_of_row.iter().zip(event_ns) {
+        for ((&group, &ns), counts) in scratch.group_of_row.iter().zip(event_ns).zip(rows.counts()) {
             let burst = self.burst_of(group, ns);
+            self.bursts[burst].rows += u64::from(counts);
             self.burst_of_row.push(burst);
         }
         self.accumulators.update(arguments, rows, &self.burst_of_row, self.bursts.len())
@@ -108,11 +109,11 @@ impl Bursts {
         let known = self.of_group[group].iter().rev().find(|&&place| near(&bursts[place as usize]));
         if let Some(&place) = known {
             let burst = &mut bursts[place as usize];
-            (burst.first, burst.last, burst.rows) = (burst.first.min(ns), burst.last.max(ns), burst.rows + 1);
+            (burst.first, burst.last) = (burst.first.min(ns), burst.last.max(ns));
             return place as usize;
         }
         let place = bursts.len();
-        bursts.push(Burst { group: group as u32, first: ns, last: ns, rows: 1 });
+        bursts.push(Burst { group: group as u32, first: ns, last: ns, rows: 0 });
         self.of_group[group].push(place as u32);
         place
     }

@@ -13,7 +13,7 @@ use super::decode::{Columns, Decoded, project};
 use super::expression::Rows;
 use super::filling::IntoPanes;
 use super::groups::Scratch;
-use super::partition::filtered;
+use super::steps;
 use crate::reaction::time::Window;
 
 /// Rows fewer than this go into every query's panes by themselves: taking in partial aggregates has a price of its own.
@@ -111,12 +111,12 @@ fn common_inputs(readers: &[&SourceOf], columns: &Columns) -> Vec<CommonInput> {
 impl CommonInput {
     fn in_panes(&self, rows: &Rows, scratch: &mut Scratch) -> Result<Option<InPanes>> {
         let source = self.of.compiled();
-        let CompiledInput { filters, into, .. } = &source.inputs[self.input];
+        let CompiledInput { steps, into, .. } = &source.inputs[self.input];
         let Target::Cut { cut, keys, arguments } = into else { return Ok(None) };
         let cut = &self.of.query.cuts[*cut];
         let (Some(panes), aggregation) = (cut.panes, &cut.aggregation) else { return Ok(None) };
         let rows = project(rows, &self.columns)?;
-        let kept = filtered(filters, &rows)?;
+        let kept = steps::apply(steps, &rows)?;
         let passed = kept.as_ref().unwrap_or(&rows);
         let mut open = BTreeMap::new();
         let into = IntoPanes { aggregation, keys, arguments };

@@ -15,9 +15,13 @@ use crate::sql::cut::Windowing;
 
 /// What was taken in for one input and not handed over yet.
 pub(super) enum Taken {
-    Panes { panes: Panes, open: BTreeMap<i64, Pane> },
+    Panes {
+        panes: Panes,
+        open: BTreeMap<i64, Pane>,
+    },
     Bursts(Bursts),
-    Rows(Vec<RecordBatch>),
+    /// Batches, and how many reactions each is.
+    Rows(Vec<(RecordBatch, u64)>),
 }
 
 impl Taken {
@@ -37,7 +41,7 @@ impl Taken {
         match self {
             Self::Panes { open, .. } => open.values().map(|pane| pane.rows).sum(),
             Self::Bursts(bursts) => bursts.rows(),
-            Self::Rows(rows) => rows.iter().map(|rows| rows.num_rows() as u64).sum(),
+            Self::Rows(rows) => rows.iter().map(|(_, reactions)| reactions).sum(),
         }
     }
 
@@ -46,7 +50,7 @@ impl Taken {
             Self::Panes { open, .. } => open.values().map(|pane| pane.accumulation.size()).sum(),
             Self::Bursts(bursts) => bursts.size(),
             Self::Rows(rows) => {
-                Size { groups: 0, bytes: rows.iter().map(RecordBatch::get_array_memory_size).sum() }
+                Size { groups: 0, bytes: rows.iter().map(|(rows, _)| rows.get_array_memory_size()).sum() }
             }
         }
     }

@@ -12,7 +12,7 @@ pub struct Figures {
     pub accepted: u64,
     /// Rows whose last window has closed and is committed.
     pub counted: u64,
-    /// Rows that a WHERE below the window left out.
+    /// Rows that a WHERE below the window left out, or a join that found nothing for them.
     pub filtered: u64,
     /// Rows whose every window had closed before they were read.
     pub late: u64,
@@ -22,6 +22,13 @@ pub struct Figures {
     pub bad: u64,
     /// Rows in windows still open, and rows not yet read.
     pub open: u64,
+    /// Copies of rows that a join with a static table made, besides all of the above. Told where there are any.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub expanded: u64,
+}
+
+fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 impl Figures {

@@ -26,7 +26,7 @@ pub struct Table {
     /// What a record holds and what the log knows of it, in declaration order. Columns that are GENERATED are not among them:
     /// they are expressions over these, and the planner's affair.
     pub columns: Vec<Column>,
-    /// What `WATERMARK FOR` says; sources only.
+    /// What `WATERMARK FOR` says; sources only. A source without one is static: its rows are all there at the start.
     pub watermark: Option<Watermark>,
     /// `'sink.key_field'`: the column whose text is the records' key.
     pub key_field: Option<String>,
@@ -45,7 +45,12 @@ impl Table {
 
     /// Whether its rows lie in a topic of the log, whatever brings them there or takes them out.
     pub fn is_in_the_log(&self) -> bool {
-        self.with.connector != Connector::Blackhole
+        self.with.connector != Connector::Blackhole && !self.is_static()
+    }
+
+    /// Whether it is a source that does not grow, for rows that come to be joined with.
+    pub fn is_static(&self) -> bool {
+        self.kind == TableKind::Source && self.watermark.is_none()
     }
 
     /// How the records of its topic are encoded: as declared, where the topic is the table. What a sink of another

@@ -18,6 +18,7 @@ use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use super::cut::{Anchor, Cut, Refusal, WindowedRows, Windowing, calls_window, refuse, windowing};
 use super::functions::window_call;
 use super::planner::Planner;
+use super::statics::{StaticRows, sides};
 
 /// What a column tells of the window of its row.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -143,6 +144,13 @@ impl Above<'_> {
                 Known { schema: plan.schema().as_ref().clone(), tells, windowing: Some(cut.windowing) };
             return Ok((plan, known));
         }
+        if let LogicalPlan::Extension(leaf) = &plan
+            && leaf.node.as_any().is::<StaticRows>()
+        {
+            let tells = vec![Tells::Nothing; plan.schema().fields().len()];
+            let known = Known { schema: plan.schema().as_ref().clone(), tells, windowing: None };
+            return Ok((plan, known));
+        }
         refuse(
             Anchor::Query,
             "reactions as they come cannot be put beside the rows of a window: they do not end",
@@ -245,7 +253,8 @@ fn tells(plan: &LogicalPlan, known: &Known) -> Result<Vec<Tells>, Refusal> {
             return refuse(Anchor::Query, "unnest is not supported", "leave it out");
         }
         LogicalPlan::Join(join) => {
-            if !joins_windows(join, known) {
+            // Static rows are the same for all windows.
+            if sides(join).is_none() && !joins_windows(join, known) {
                 let help = "write JOIN … ON a.window = b.window AND …";
                 return refuse(Anchor::Join, "this join would mix windows", help);
             }

@@ -17,6 +17,7 @@ use datafusion::sql::sqlparser::tokenizer::Span;
 use super::cut::{Cut, Part};
 use super::diagnostic::Finding;
 use super::errors;
+use super::statics::Step;
 
 /// The constant parts of a plan that have no value, each at its place in the query.
 pub(crate) fn check(plan: &LogicalPlan, query: &Query) -> Result<Vec<Finding>> {
@@ -35,15 +36,21 @@ pub(crate) fn check(plan: &LogicalPlan, query: &Query) -> Result<Vec<Finding>> {
 pub(crate) fn check_parts(parts: &[Part], cuts: &[Cut], query: &Query) -> Vec<Finding> {
     let of_inputs = cuts.iter().flat_map(|cut| &cut.inputs);
     let of_inputs =
-        of_inputs.flat_map(|input| input.filters.iter().chain(&input.keys).chain(&input.aggregates));
+        of_inputs.flat_map(|input| of_steps(&input.steps).chain(&input.keys).chain(&input.aggregates));
     let of_parts = parts.iter().filter_map(|part| match part {
-        Part::Windowed(part) => part.row_by_row.as_ref().map(|rows| rows.filters.iter().chain(&rows.columns)),
-        Part::RowWise(rows) => Some(rows.filters.iter().chain(&rows.columns)),
+        Part::Windowed(part) => {
+            part.row_by_row.as_ref().map(|rows| of_steps(&rows.steps).chain(&rows.columns))
+        }
+        Part::RowWise(rows) => Some(of_steps(&rows.steps).chain(&rows.columns)),
     });
     let failed = of_inputs.chain(of_parts.flatten()).filter_map(failing);
     let mut findings: Vec<Finding> = failed.map(|(part, error)| finding(&part, &error, query)).collect();
     findings.dedup();
     findings
+}
+
+fn of_steps(steps: &[Step]) -> impl Iterator<Item = &Expr> {
+    steps.iter().flat_map(Step::exprs)
 }
 
 fn finding(part: &Expr, error: &DataFusionError, query: &Query) -> Finding {

@@ -4,7 +4,8 @@
 //!  Projection, Filter, Sort, Join, …          above: an ordinary plan, run over the rows of a closed window
 //!  WindowedRows                               its leaves, in place of
 //!  ─ ─ Aggregate group by [tumble(…), keys] ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ the cut
-//!  Projection, Filter, SubqueryAlias, Union   below: inlined into expressions over the record
+//!  Projection, Filter, SubqueryAlias, Union   below: inlined into expressions over the record,
+//!  Join with StaticRows                       and lookups
 //!  TableScan
 //! ```
 //!
@@ -25,6 +26,7 @@ use super::functions::{WindowCall, interval_ns, window_call};
 use super::inline::{Inlined, inline, substitute};
 use super::parts::union_parts;
 use super::planner::Planner;
+use super::statics::{Step, with_leaves};
 use super::{above, aggregates};
 
 /// How event time is divided into windows. Tumbling and hopping ones align to the Unix epoch. All spans are in
@@ -84,9 +86,11 @@ pub struct Input {
     pub source: String,
     /// The source's columns, as the expressions name them: all of them, in declaration order.
     pub source_schema: DFSchemaRef,
-    /// Conjuncts of all WHEREs below the window, innermost first. Keys and aggregates are to be evaluated only on rows
-    /// that pass them all (`WHERE x <> 0` guards a `10 / x`).
-    pub filters: Vec<Expr>,
+    /// The same and behind them the columns of static tables: what a row has once it has gone through all steps.
+    pub row_schema: DFSchemaRef,
+    /// WHEREs and static joins below the window, innermost first. Keys and aggregates are evaluated only on rows that pass
+    /// them all.
+    pub steps: Vec<Step>,
     /// The group keys besides the window, in order. A key may be a constant (`SELECT 'all' AS room` below the window).
     pub keys: Vec<Expr>,
     /// The aggregate functions, each an `Expr::AggregateFunction`; none for a SELECT DISTINCT.
@@ -114,9 +118,10 @@ impl Cut {
         let mut text = format!("{:?}\n{}", self.windowing, self.window_index);
         for input in inputs {
             text += &format!("\nfrom {}", input.source);
-            for (what, exprs) in
-                [("where", &input.filters), ("key", &input.keys), ("aggregate", &input.aggregates)]
-            {
+            for step in &input.steps {
+                text += &format!("\n{step}");
+            }
+            for (what, exprs) in [("key", &input.keys), ("aggregate", &input.aggregates)] {
                 for expr in exprs {
                     text += &format!("\n{what} {expr}");
                 }
@@ -134,9 +139,8 @@ impl Cut {
         let mut text = format!("{gap_ns}");
         for input in &self.inputs {
             text += &format!("\nfrom {}", input.source);
-            for (what, exprs) in [("where", &input.filters), ("key", &input.keys)] {
-                exprs.iter().for_each(|expr| text += &format!("\n{what} {expr}"));
-            }
+            input.steps.iter().for_each(|step| text += &format!("\n{step}"));
+            input.keys.iter().for_each(|key| text += &format!("\nkey {key}"));
         }
         Some((text, gap_ns))
     }
@@ -144,8 +148,8 @@ impl Cut {
 
 /// FNV-1a, 64 bits, as 16 hexadecimal digits: <http://www.isthe.com/chongo/tech/comp/fnv/>. The standard library's
 /// hasher may change.
-pub(crate) fn fnv1a(text: &str) -> String {
-    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+pub(crate) fn fnv1a(bytes: impl IntoIterator<Item = u8>) -> String {
+    let hash = bytes.into_iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
     format!("{hash:016x}")
@@ -173,13 +177,13 @@ pub struct Windowed {
     pub row_by_row: Option<RowByRow>,
 }
 
-/// Filters and projections over the rows of a cut: needs no plan to be run.
+/// Filters, static joins and projections over the rows of a cut: needs no plan to be run.
 #[derive(Clone, Debug)]
 pub struct RowByRow {
     /// The cut's output, as the expressions name its columns.
     pub schema: DFSchemaRef,
-    /// Conjuncts, innermost first.
-    pub filters: Vec<Expr>,
+    /// WHEREs and static joins, innermost first.
+    pub steps: Vec<Step>,
     /// The sink's columns, by position.
     pub columns: Vec<Expr>,
 }
@@ -191,8 +195,8 @@ pub struct RowWise {
     pub source: String,
     /// The source's columns, as the expressions name them.
     pub source_schema: DFSchemaRef,
-    /// Conjuncts, innermost first.
-    pub filters: Vec<Expr>,
+    /// WHEREs and static joins, innermost first.
+    pub steps: Vec<Step>,
     /// The sink's columns, by position.
     pub columns: Vec<Expr>,
 }
@@ -245,6 +249,8 @@ pub(crate) enum Anchor {
     Window,
     /// The first table that is joined.
     Join,
+    /// The table whose name the message quotes first.
+    Table,
     /// The GROUP BY or DISTINCT next to the source, or its first aggregate function.
     Innermost,
     /// The GROUP BY, DISTINCT or OVER furthest from the source.
@@ -283,6 +289,7 @@ pub(crate) const GROUP_BY_WINDOW: &str =
 
 /// Divides the analysed plan of an INSERT. Cuts are added to those of the query, each once.
 pub(crate) fn parts(plan: LogicalPlan, planner: &Planner, cuts: &mut Vec<Cut>) -> Result<Vec<Part>, Refusal> {
+    let plan = with_leaves(plan, planner)?;
     match part(plan.clone(), planner, cuts) {
         // Branches of different windows are written side by side.
         Err(refusal) => match union_parts(plan)? {
@@ -310,14 +317,9 @@ fn part(plan: LogicalPlan, planner: &Planner, cuts: &mut Vec<Cut>) -> Result<Par
 
 fn row_by_row(above: &LogicalPlan, planner: &Planner) -> Option<RowByRow> {
     let mut branches = inline(above).ok()?;
-    let Inlined { source_schema, filters, columns, .. } = branches.pop().filter(|_| branches.is_empty())?;
-    let simplifier = planner.simplifier(&source_schema);
-    let simplify = |expr: Expr| simplified(expr, &simplifier, &source_schema);
-    Some(RowByRow {
-        schema: Arc::clone(&source_schema),
-        filters: filters.into_iter().map(simplify).filter(|expr| *expr != lit(true)).collect(),
-        columns: columns.into_iter().map(simplify).collect(),
-    })
+    let inlined = branches.pop().filter(|_| branches.is_empty())?;
+    let (steps, columns) = inlined.simplified(planner);
+    Some(RowByRow { schema: inlined.source_schema, steps, columns })
 }
 
 fn row_wise(plan: &LogicalPlan, planner: &Planner) -> Result<Part, Refusal> {
@@ -329,17 +331,12 @@ fn row_wise(plan: &LogicalPlan, planner: &Planner) -> Result<Part, Refusal> {
             "write each branch as an INSERT",
         );
     };
-    if input.columns.iter().chain(&input.filters).any(calls_window) {
+    if input.columns.iter().chain(input.steps.iter().flat_map(Step::exprs)).any(calls_window) {
         return refuse(Anchor::Window, "a window divides time for GROUP BY", GROUP_BY_WINDOW);
     }
-    let simplifier = planner.simplifier(&input.source_schema);
-    let simplify = |expr: Expr| simplified(expr, &simplifier, &input.source_schema);
-    Ok(Part::RowWise(RowWise {
-        filters: input.filters.into_iter().map(simplify).filter(|expr| *expr != lit(true)).collect(),
-        columns: input.columns.into_iter().map(simplify).collect(),
-        source: input.source,
-        source_schema: Arc::clone(&input.source_schema),
-    }))
+    let (steps, columns) = input.simplified(planner);
+    let Inlined { source, source_schema, .. } = input;
+    Ok(Part::RowWise(RowWise { source, source_schema, steps, columns }))
 }
 
 pub(crate) fn is_aggregate(plan: &LogicalPlan) -> bool {
@@ -410,14 +407,14 @@ fn cut(plan: &LogicalPlan, planner: &Planner) -> Result<Cut, Refusal> {
     let mut found: Option<(usize, Windowing)> = None;
     let mut inputs = Vec::new();
     for below in inline(aggregate.input)? {
-        let simplifier = planner.simplifier(&below.source_schema);
+        let simplifier = planner.simplifier(&below.row_schema);
         let (window_index, windowing, keys) = group(&aggregate, &below, &simplifier)?;
         if found.is_some_and(|found| found != (window_index, windowing)) {
             let help = "give every branch of the UNION ALL the same window call";
             return refuse(Anchor::Window, "the branches below this GROUP BY have different windows", help);
         }
         found = Some((window_index, windowing));
-        inputs.push(aggregate.input_of(below, keys, &simplifier)?);
+        inputs.push(aggregate.input_of(below, keys, planner)?);
     }
     let Some((window_index, windowing)) = found else {
         return refuse(Anchor::Query, "the query reads no source", "read a source table in FROM");
@@ -452,26 +449,33 @@ impl<'a> Aggregate<'a> {
         }
     }
 
-    fn input_of(
-        &self,
-        below: Inlined,
-        keys: Vec<Expr>,
-        simplifier: &ExprSimplifier,
-    ) -> Result<Input, Refusal> {
-        let Inlined { source, source_schema, filters, columns } = below;
-        let simplify = |expr: Expr| simplified(expr, simplifier, &source_schema);
+    fn input_of(&self, below: Inlined, keys: Vec<Expr>, planner: &Planner) -> Result<Input, Refusal> {
+        let simplifier = planner.simplifier(&below.row_schema);
+        let simplify = |expr: Expr| simplified(expr, &simplifier, &below.row_schema);
         let mut aggregates = Vec::new();
         for expr in self.functions {
-            let expr = substitute(expr, self.input.schema(), &columns)?;
+            let expr = substitute(expr, self.input.schema(), &below.columns)?;
             let expr = expr.map_children(|child| Ok(Transformed::yes(simplify(child))))?.data;
-            let expr = aggregates::ordered(expr, &source_schema)?;
-            aggregates::check(&expr, &source_schema)?;
+            let expr = aggregates::ordered(expr, &below.row_schema)?;
+            aggregates::check(&expr, &below.row_schema)?;
             aggregates.push(expr);
         }
-        let filters: Vec<Expr> =
-            filters.into_iter().map(simplify).filter(|expr| *expr != lit(true)).collect();
-        refuse_window_below(&filters, &aggregates)?;
-        Ok(Input { filters, keys, aggregates, source, source_schema })
+        let (steps, _) = below.simplified(planner);
+        refuse_window_below(&steps, &aggregates)?;
+        let Inlined { source, source_schema, row_schema, .. } = below;
+        Ok(Input { steps, keys, aggregates, source, source_schema, row_schema })
+    }
+}
+
+impl Inlined {
+    /// Steps and columns with their constant parts folded.
+    fn simplified(&self, planner: &Planner) -> (Vec<Step>, Vec<Expr>) {
+        let simplifier = planner.simplifier(&self.row_schema);
+        let simplify = |expr: Expr| simplified(expr, &simplifier, &self.row_schema);
+        let steps = self.steps.iter().cloned().map(|step| step.map(simplify));
+        let is_true = |step: &Step| matches!(step, Step::Where(condition) if *condition == lit(true));
+        let steps = steps.filter(|step| !is_true(step)).collect();
+        (steps, self.columns.iter().cloned().map(simplify).collect())
     }
 }
 
@@ -509,7 +513,7 @@ fn group(
             let help = "write GROUP BY window, and window.start in the SELECT list";
             return refuse(Anchor::Window, "group by the window itself, not by a part of it", help);
         } else {
-            keys.push(simplified(expr, simplifier, &below.source_schema));
+            keys.push(simplified(expr, simplifier, &below.row_schema));
         }
     }
     match window {
@@ -584,8 +588,8 @@ pub(crate) fn calls_window(expr: &Expr) -> bool {
     expr.exists(|expr| Ok(window_call(expr).is_some())).unwrap_or(false)
 }
 
-fn refuse_window_below(filters: &[Expr], aggregates: &[Expr]) -> Result<(), Refusal> {
-    if filters.iter().any(calls_window) {
+fn refuse_window_below(steps: &[Step], aggregates: &[Expr]) -> Result<(), Refusal> {
+    if steps.iter().flat_map(Step::exprs).any(calls_window) {
         let help = "write the condition in HAVING, or in the WHERE of an outer SELECT";
         return refuse(Anchor::Window, "WHERE below the GROUP BY cannot see the window", help);
     }

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use datafusion::common::{DataFusionError, SchemaError};
 use datafusion::sql::sqlparser::ast::{
     Distinct, Expr, GroupByExpr, Query, Select, SelectItem, SetExpr, Spanned, Visit, Visitor,
-    visit_expressions,
+    visit_expressions, visit_relations,
 };
 use datafusion::sql::sqlparser::tokenizer::{Location, Span};
 
@@ -52,6 +52,7 @@ pub(crate) fn refusal(refusal: Refusal, query: &Query) -> Finding {
     let at = match refusal.at {
         Anchor::Window => window_call(query),
         Anchor::Join => joined(query),
+        Anchor::Table => table(query, &refusal.message),
         Anchor::Innermost => grouping(query, false),
         Anchor::Outermost => grouping(query, true),
         Anchor::Function => called(query, &refusal.message),
@@ -211,6 +212,19 @@ fn joined(query: &Query) -> Option<Span> {
     let mut joined = Joined(None);
     let ControlFlow::Continue(()) = query.visit(&mut joined);
     joined.0
+}
+
+/// The first table in FROM whose name the message quotes first.
+fn table(query: &Query, message: &str) -> Option<Span> {
+    let quoted = message.split('\'').nth(1)?;
+    let found = visit_relations(query, |name| match last_name(name) {
+        Some((name, at)) if name == quoted => ControlFlow::Break(at),
+        _ => ControlFlow::Continue(()),
+    });
+    match found {
+        ControlFlow::Break(at) => Some(at),
+        ControlFlow::Continue(()) => None,
+    }
 }
 
 /// The first window call.

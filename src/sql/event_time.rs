@@ -1,7 +1,8 @@
 //! A source's event time and watermark, in each of the ways the dialect has to declare them.
 //!
 //! `WATERMARK FOR column [AS (column - INTERVAL …)]`; or the older `event_time_field = 'column'` with `watermark_field = 'wm'`, where
-//! `wm` is GENERATED as `column - INTERVAL …`; or nothing: then it is the log's time of each record, a second behind.
+//! `wm` is GENERATED as `column - INTERVAL …`; or nothing: then it is the log's time of each record, a second behind, and a
+//! file is a static table.
 
 use datafusion::sql::sqlparser::ast::{BinaryOperator, Expr};
 use datafusion::sql::sqlparser::tokenizer::Span;
@@ -63,22 +64,15 @@ pub(crate) fn watermark(
                 Ok(Watermark { column: column.clone(), delay_ns })
             })
         }
-        (None, None, None) => implied(decl, options, columns),
+        // What declares no event time does not grow: it is looked up in.
+        (None, None, None) if matches!(options.with.connector, Connector::SingleFile { .. }) => return None,
+        (None, None, None) => implied(decl, columns),
     };
     found.map_err(|finding| findings.push(finding)).ok()
 }
 
 /// The log's time of each record, a second behind.
-fn implied(decl: &CreateTable, options: &Options, columns: &mut Vec<Column>) -> Result<Watermark, Finding> {
-    if matches!(options.with.connector, Connector::SingleFile { .. }) {
-        let name = normalized(&decl.name);
-        let time = columns.iter().find(|c| c.data_type == ColumnType::Timestamp && !c.nullable);
-        let column = time.map_or("timestamp", |column| column.name.as_str());
-        let message = format!("source table '{name}' declares no event time, and a file's lines have none");
-        return Err(Finding::error(decl.name.span, message).help(format!(
-            "add WATERMARK FOR {column} AS ({column} - INTERVAL '500 milliseconds') behind its columns"
-        )));
-    }
+fn implied(decl: &CreateTable, columns: &mut Vec<Column>) -> Result<Watermark, Finding> {
     if let Some(taken) = column_decl(decl, IMPLIED_EVENT_TIME) {
         let finding = Finding::error(
             taken.name.span,

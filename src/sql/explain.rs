@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::Query;
 use super::cut::Part;
+use super::statics::Step;
 
 /// The plan of a query as several lines of text, the same for the same plan.
 pub fn explain(query: &Query) -> String {
@@ -12,9 +13,7 @@ pub fn explain(query: &Query) -> String {
         for input in &cut.inputs {
             text += &format!("below cut {place}, for each record:\n");
             line(&mut text, "read", &input.source);
-            for filter in &input.filters {
-                line(&mut text, "where", filter);
-            }
+            steps(&mut text, &input.steps);
             for key in &input.keys {
                 line(&mut text, "key", key);
             }
@@ -46,12 +45,19 @@ fn explain_part(text: &mut String, part: &Part) {
         Part::RowWise(rows) => {
             *text += "for each row as it comes:\n";
             line(text, "read", &rows.source);
-            for filter in &rows.filters {
-                line(text, "where", filter);
-            }
+            steps(text, &rows.steps);
             for column in &rows.columns {
                 line(text, "column", column);
             }
+        }
+    }
+}
+
+fn steps(text: &mut String, steps: &[Step]) {
+    for step in steps {
+        match step {
+            Step::Where(condition) => line(text, "where", condition),
+            Step::Join(_) => *text += &format!("  {step}\n"),
         }
     }
 }

@@ -11,34 +11,49 @@ use datafusion::logical_expr::utils::split_conjunction_owned;
 use datafusion::logical_expr::{Expr, LogicalPlan};
 
 use super::cut::{Anchor, Refusal, WindowedRows};
+use super::statics::{Step, sides};
 
-/// A plan of projections and filters over one table.
+/// A plan of projections, filters and static joins over one table.
 pub(crate) struct Inlined {
     /// The table's name; empty over the rows of a window.
     pub(crate) source: String,
     /// Its columns, as the expressions name them.
     pub(crate) source_schema: DFSchemaRef,
-    /// Conjuncts, innermost first.
-    pub(crate) filters: Vec<Expr>,
+    /// The same and behind them what static joins add.
+    pub(crate) row_schema: DFSchemaRef,
+    /// Conjuncts and static joins, innermost first.
+    pub(crate) steps: Vec<Step>,
     /// The plan's columns, in their order.
     pub(crate) columns: Vec<Expr>,
+}
+
+impl Inlined {
+    /// All columns of a table.
+    fn all(source: String, schema: &DFSchemaRef) -> Self {
+        Self {
+            source,
+            source_schema: Arc::clone(schema),
+            row_schema: Arc::clone(schema),
+            steps: vec![],
+            columns: schema.columns().into_iter().map(Expr::Column).collect(),
+        }
+    }
 }
 
 /// Inlines a plan without aggregates: one result per branch of its UNION ALLs.
 pub(crate) fn inline(plan: &LogicalPlan) -> Result<Vec<Inlined>, Refusal> {
     match plan {
-        LogicalPlan::TableScan(scan) => Ok(vec![Inlined {
-            source: scan.table_name.table().to_owned(),
-            source_schema: Arc::clone(&scan.projected_schema),
-            filters: vec![],
-            columns: scan.projected_schema.columns().into_iter().map(Expr::Column).collect(),
-        }]),
-        LogicalPlan::Extension(leaf) if leaf.node.as_any().is::<WindowedRows>() => Ok(vec![Inlined {
-            source: String::new(),
-            source_schema: Arc::clone(plan.schema()),
-            filters: vec![],
-            columns: plan.schema().columns().into_iter().map(Expr::Column).collect(),
-        }]),
+        LogicalPlan::TableScan(scan) => {
+            Ok(vec![Inlined::all(scan.table_name.table().to_owned(), &scan.projected_schema)])
+        }
+        LogicalPlan::Extension(leaf) if leaf.node.as_any().is::<WindowedRows>() => {
+            Ok(vec![Inlined::all(String::new(), plan.schema())])
+        }
+        LogicalPlan::Join(join) if let Some(sides) = sides(join) => {
+            let mut branches = inline(sides.rows)?;
+            branches.iter_mut().try_for_each(|inlined| sides.behind(inlined))?;
+            Ok(branches)
+        }
         LogicalPlan::SubqueryAlias(alias) => inline(&alias.input),
         LogicalPlan::Union(union) => {
             let branches: Vec<_> =
@@ -58,7 +73,7 @@ pub(crate) fn inline(plan: &LogicalPlan) -> Result<Vec<Inlined>, Refusal> {
             let mut branches = inline(&filter.input)?;
             for inlined in &mut branches {
                 let predicate = substitute(&filter.predicate, filter.input.schema(), &inlined.columns)?;
-                inlined.filters.extend(split_conjunction_owned(predicate));
+                inlined.steps.extend(split_conjunction_owned(predicate).into_iter().map(Step::Where));
             }
             Ok(branches)
         }
@@ -88,7 +103,7 @@ fn refused(plan: &LogicalPlan) -> Refusal {
         ),
         LogicalPlan::Join(_) => (
             "a join of reactions, which do not end,",
-            "count each side in a window first, then join ON a.window = b.window",
+            "count each side in a window first, then join ON a.window = b.window; or join a table in a file without WATERMARK FOR",
         ),
         LogicalPlan::Unnest(_) => ("unnest below the window", "leave it out"),
         _ => ("this form of sub-select below the window", "write SELECT … FROM table WHERE …"),

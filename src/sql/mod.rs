@@ -29,16 +29,20 @@ mod parts;
 pub mod planner;
 mod program;
 mod rewrite;
+pub mod statics;
 mod types;
 
 use arrow::datatypes::SchemaRef;
 
 use crate::reaction::table::Table;
+pub(crate) use cut::fnv1a;
 pub use diagnostic::{Diagnostic, Severity};
 pub use explain::explain;
 pub use files::load_folder;
 pub(crate) use program::ONE_LOG;
-pub use program::{declaring_file, error_at_option, plan_program, plan_program_with, warning_at_watermark};
+pub use program::{
+    declaring_file, error_at_option, error_at_table, plan_program, plan_program_with, warning_at_watermark,
+};
 
 /// One SQL file: the name that diagnostics show, and its text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,6 +84,8 @@ pub struct Query {
     pub text: String,
     /// The source tables it reads, by name, each once.
     pub sources: Vec<Table>,
+    /// The static tables that it looks rows up in, by name, each once.
+    pub statics: Vec<Table>,
     /// Its windowed aggregates, each once, however many of its outputs use it.
     pub cuts: Vec<cut::Cut>,
     /// One per `INSERT`, in the text's order, each into another sink.
@@ -99,7 +105,7 @@ impl Query {
     /// What the state of open windows depends on, as 16 hexadecimal digits; an edit above the cuts leaves it as it is.
     pub fn fingerprint(&self) -> String {
         let cuts: Vec<String> = self.cuts.iter().map(cut::Cut::identity).collect();
-        cut::fnv1a(&cuts.join("\n\n"))
+        fnv1a(cuts.join("\n\n").into_bytes())
     }
 
     /// What makes rows one session, as 16 hexadecimal digits, and the longest gap in nanoseconds; `None` where there are no
@@ -108,7 +114,7 @@ impl Query {
         let sessions: Vec<(String, i64)> = self.cuts.iter().filter_map(cut::Cut::sessions).collect();
         let gap_ns = sessions.iter().map(|(_, gap_ns)| *gap_ns).max()?;
         let texts: Vec<String> = sessions.into_iter().map(|(text, _)| text).collect();
-        Some((cut::fnv1a(&texts.join("\n\n")), gap_ns))
+        Some((fnv1a(texts.join("\n\n").into_bytes()), gap_ns))
     }
 
     /// The sinks it writes, in the text's order.

@@ -212,6 +212,7 @@ impl Pass<'_> {
                 let tells = (0..plan.schema().fields().len()).map(of_all).collect();
                 self.told_apart_by(plan, tells)
             }
+            // Static rows come in the order of their file: with no columns of their own as keys.
             LogicalPlan::Extension(leaf) => {
                 let leaf = leaf.node.as_any().downcast_ref::<WindowedRows>();
                 let cut = leaf.and_then(|rows| self.cuts.get(rows.cut));

@@ -15,10 +15,11 @@ use datafusion::sql::sqlparser::tokenizer::Span;
 use super::diagnostic::{Finding, start_of_text};
 use super::parse::{CreateTable, Statement, StatementKind, parse};
 use super::planner::{Planner, Relation};
+use super::statics::{StaticRows, Step};
 
 use super::{
     Diagnostic, Output, Program, Query, Select, Severity, SqlFile, catalog, checks, constants, cut, errors,
-    generated, order, rewrite,
+    generated, order, rewrite, statics,
 };
 use crate::reaction::schema::arrow_type;
 use crate::reaction::table::{Connector, Format, Table, TableKind, TableOptions};
@@ -83,6 +84,23 @@ pub fn warning_at_watermark(files: &[SqlFile], table: &str, message: &str, help:
         })?;
         Some(Finding::warning(at, message).help(help).within(file))
     })
+}
+
+/// An error about a table at its name in the file that declares it.
+pub fn error_at_table(files: &[SqlFile], table: &str, message: &str) -> Diagnostic {
+    let found = files.iter().find_map(|file| {
+        let (statements, _) = parse(&file.text);
+        let at = statements.iter().find_map(|statement| match &statement.kind {
+            StatementKind::CreateTable(decl) if catalog::normalized(&decl.name) == table => {
+                Some(decl.name.span)
+            }
+            _ => None,
+        })?;
+        Some((file, at))
+    });
+    let nowhere = SqlFile { name: table.to_owned(), text: String::new() };
+    let (file, at) = found.unwrap_or((&nowhere, start_of_text()));
+    Finding::error(at, message).within(file)
 }
 
 /// A file with its statements.
@@ -329,12 +347,18 @@ impl Build {
         let Some(plan) = self.plan(file, select) else { return };
         let columns = Arc::clone(plan.schema().inner());
         let name = file.name.clone();
-        let mut query =
-            Query { name, text: file.text.clone(), sources: vec![], cuts: vec![], outputs: vec![] };
+        let mut query = Query {
+            name,
+            text: file.text.clone(),
+            sources: vec![],
+            statics: vec![],
+            cuts: vec![],
+            outputs: vec![],
+        };
         match self.output(file, printed(), select, plan, &mut query.cuts) {
             Ok(output) => {
                 query.outputs.push(output);
-                query.sources = self.sources_of(&query);
+                (query.sources, query.statics) = (self.sources_of(&query), self.statics_of(&query));
                 self.selects.push(Select { query, columns });
             }
             Err(findings) => self.report(file, findings),
@@ -351,15 +375,21 @@ impl Build {
                 Finding::error(start_of_text(), format!("two files give the query's name '{name}'"));
             return self.report(file, [finding.help("rename one of the files")]);
         }
-        let mut query =
-            Query { name, text: file.text.clone(), sources: vec![], cuts: vec![], outputs: vec![] };
+        let mut query = Query {
+            name,
+            text: file.text.clone(),
+            sources: vec![],
+            statics: vec![],
+            cuts: vec![],
+            outputs: vec![],
+        };
         for (at, insert) in inserts {
             self.insert(file, *at, insert, &mut query);
         }
         if query.outputs.len() < inserts.len() {
             return; // something was reported
         }
-        query.sources = self.sources_of(&query);
+        (query.sources, query.statics) = (self.sources_of(&query), self.statics_of(&query));
         self.queries.push(query);
     }
 
@@ -376,6 +406,25 @@ impl Build {
             self.tables.iter().filter(|table| names.contains(&table.name)).cloned().collect();
         sources.sort_by(|a, b| a.name.cmp(&b.name));
         sources
+    }
+
+    /// The static tables that a query's parts look rows up in, by name.
+    fn statics_of(&self, query: &Query) -> Vec<Table> {
+        let joined = |steps: &[Step]| -> Vec<StaticRows> {
+            let rows = steps.iter().filter_map(|step| match step {
+                Step::Join(join) => Some(join.rows.clone()),
+                Step::Where(_) => None,
+            });
+            rows.collect()
+        };
+        let below = query.cuts.iter().flat_map(|cut| &cut.inputs).flat_map(|input| joined(&input.steps));
+        let parts = query.outputs.iter().flat_map(|output| &output.parts).flat_map(|part| match part {
+            cut::Part::RowWise(rows) => joined(&rows.steps),
+            cut::Part::Windowed(part) => statics::leaves(&part.above).unwrap_or_default(),
+        });
+        let names: BTreeSet<String> = below.chain(parts).flat_map(|rows| rows.tables).collect();
+        let tables = names.iter().filter_map(|name| self.tables.iter().find(|table| table.name == *name));
+        tables.cloned().collect()
     }
 
     fn insert(&mut self, file: &SqlFile, at: Span, insert: &Insert, query: &mut Query) {
@@ -463,8 +512,13 @@ impl Build {
                     None => Ok(table.clone()),
                 }
             }
-            Some(Relation::Table(_)) => {
-                let finding = Finding::error(at, format!("table '{name}' is a source; ingest writes it"));
+            Some(Relation::Table(table)) => {
+                let what = if table.is_static() {
+                    "a static table; its file is read"
+                } else {
+                    "a source; ingest writes it"
+                };
+                let finding = Finding::error(at, format!("table '{name}' is {what}"));
                 Err(Some(finding.help_nearest(&name, "sinks", sinks())))
             }
             Some(Relation::View(_)) => {

@@ -6,11 +6,11 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use emostream::sql::files::load_folder;
-use emostream::sql::plan_program;
+use emostream::sql::{SqlFile, plan_program};
 use serde_json::{Map, Value};
 
 use crate::support::rows::{self, Row};
-use crate::support::stage::{MS, Stage, compile};
+use crate::support::stage::{MS, Stage, prepare_beside};
 
 fn folder(inside: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(inside)
@@ -35,7 +35,6 @@ fn reactions() -> Vec<(i64, Vec<Row>)> {
 
 #[test]
 fn every_example_gives_the_rows_that_were_worked_out_by_hand() {
-    let tables = read(&folder("sql/examples/tables.sql"));
     let files = load_folder(&folder("sql/examples")).unwrap();
     let names: BTreeSet<&str> = files
         .iter()
@@ -44,9 +43,11 @@ fn every_example_gives_the_rows_that_were_worked_out_by_hand() {
         .collect();
     assert!(names.len() >= 6, "{names:?}");
     for name in names {
-        let query = read(&folder("sql/examples").join(name).with_extension("sql"));
+        let is_its = |file: &&SqlFile| Path::new(&file.name).file_stem().is_some_and(|stem| stem == name);
+        let (its, beside): (Vec<SqlFile>, Vec<SqlFile>) =
+            files.iter().cloned().partition(|file| is_its(&file));
         for partitions in [1, 2] {
-            let query = compile(&tables, &query);
+            let query = prepare_beside(&its, &beside).unwrap_or_else(|wrong| panic!("{wrong}"));
             let mut stage = Stage::new(&query, partitions);
             assert_eq!(query.outputs[0].sink.name, name, "an example writes the sink of its name");
             for (n, (ms, rows)) in reactions().iter().enumerate() {

@@ -1,7 +1,7 @@
 //! Golden streams: SQL, events in the order in which they come, and the windows that must come out.
 //!
-//! Each folder of `tests/golden/stream` is one: `*.sql` (the shipped tables are beside them), `events.txt`,
-//! `expected.txt`. The expectation holds for the events as written, shuffled within the delay, killed and restarted at
+//! Each folder of `tests/golden/stream` is one: `*.sql` (the shipped tables are beside them), the files of static tables,
+//! `events.txt`, `expected.txt`. The expectation holds for the events as written, shuffled within the delay, killed and restarted at
 //! random places, and over other numbers of partitions. `UPDATE_GOLDEN=1` rewrites it from the run as written.
 //!
 //! `events.txt` has one record a line, `partition +arrival: row, row`; a row is a value per column of the source, times
@@ -48,7 +48,8 @@ impl Golden {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|extension| extension == "sql") {
-                let name = path.file_name().unwrap().to_string_lossy().into_owned();
+                // With its folder, because that is where static tables are.
+                let name = path.to_string_lossy().into_owned();
                 files.push(SqlFile { name, text: std::fs::read_to_string(&path).unwrap() });
             }
         }

@@ -34,5 +34,6 @@ mod simulate;
 mod simulation;
 mod sql;
 mod standby;
+mod statics;
 mod support;
 mod tables;

@@ -65,8 +65,8 @@ pub(crate) fn describe_query(query: &Query) -> String {
         let types: Vec<_> = types.collect();
         for input in &cut.inputs {
             writeln!(text, "from {}", input.source).unwrap();
-            for filter in &input.filters {
-                writeln!(text, "where {filter}").unwrap();
+            for step in &input.steps {
+                writeln!(text, "{step}").unwrap();
             }
             for (key, data_type) in input.keys.iter().zip(&types) {
                 writeln!(text, "key {key} as {data_type}").unwrap();
@@ -87,8 +87,8 @@ pub(crate) fn describe_query(query: &Query) -> String {
                 }
                 Part::RowWise(rows) => {
                     writeln!(text, "each row of {}", rows.source).unwrap();
-                    for filter in &rows.filters {
-                        writeln!(text, "where {filter}").unwrap();
+                    for step in &rows.steps {
+                        writeln!(text, "{step}").unwrap();
                     }
                     for column in &rows.columns {
                         writeln!(text, "column {column}").unwrap();

@@ -198,7 +198,8 @@ fn the_reference_names_every_option_value_type_and_metadata_there_is() {
 fn the_references_sql_and_functions_plan() {
     let blocks: Vec<&str> =
         REFERENCE.split("```sql\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
-    assert_eq!(blocks.len(), 1);
+    assert_eq!(blocks.len(), 2);
+    let examples = blocks.concat();
     let functions: Vec<&str> = REFERENCE
         .lines()
         .filter_map(|line| line.strip_prefix("| `emoji_")?.split_once('('))
@@ -211,7 +212,7 @@ fn the_references_sql_and_functions_plan() {
          INSERT INTO facts SELECT {} FROM clicks GROUP BY tumble(INTERVAL '1 second')",
         calls.join(", ")
     );
-    let files = [("a.sql", blocks[0]), ("b.sql", emojis.as_str())];
+    let files = [("a.sql", examples.as_str()), ("b.sql", emojis.as_str())];
     let files = files.map(|(name, text)| SqlFile { name: name.into(), text: text.into() });
     let program = plan_program(&files).unwrap_or_else(|found| {
         panic!("{}", found.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))

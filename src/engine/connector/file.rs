@@ -16,7 +16,7 @@ use bytes::Bytes;
 use super::{ConnectorError, Cursor, Input, Piece, Place};
 use crate::log::Record;
 use crate::log::codec::RecordCodec;
-use crate::reaction::table::{Format, Table};
+use crate::reaction::table::{Format, Framing, Table};
 
 /// So many lines, or so many bytes, are read as one record.
 const LINES: usize = 1000;
@@ -52,6 +52,15 @@ pub fn read(table: &Table, path: &Path, shown: &str, from: Cursor) -> Result<Inp
     file.seek(SeekFrom::Start(from.next)).map_err(failed)?;
     let place = Place { file: shown.to_owned(), line: from.lines + 1 };
     Ok(Box::new(Lines { file: BufReader::new(file), place, offset: 0, most, bytes: from.next }))
+}
+
+/// A file holds its rows in lines, whatever a record of the table would hold.
+pub fn as_read(source: &Table) -> Table {
+    let mut source = source.clone();
+    if source.format == Format::Json {
+        source.with.framing = Some(Framing::Newline);
+    }
+    source
 }
 
 fn record(offset: i64, value: Bytes) -> Record {

@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::log::Record;
 use crate::log::codec::CodecError;
+use crate::reaction::table::Table;
+use crate::sql::{SqlFile, declaring_file};
 
 /// Why an input or an output cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -86,6 +88,12 @@ pub type Input = Box<dyn Iterator<Item = Result<Piece, ConnectorError>> + Send>;
 /// A path as a table writes it: relative to the folder of the SQL file that declares the table.
 pub fn resolve(path: &str, folder: &Path) -> PathBuf {
     folder.join(path)
+}
+
+/// Where the file of a table is: its path is relative to that one of `files` which declares the table.
+pub fn beside(table: &Table, path: &str, files: &[SqlFile]) -> PathBuf {
+    let folder = declaring_file(files, &table.name).and_then(|file| Path::new(&file.name).parent());
+    resolve(path, folder.unwrap_or(Path::new("")))
 }
 
 #[cfg(test)]

@@ -19,8 +19,8 @@ pub struct HandOver {
     pub(crate) panes: Vec<(usize, Pane)>,
     /// By cut: all sessions' rows.
     pub(crate) sessions: Vec<(usize, SessionRows)>,
-    /// By output: rows without a window.
-    pub(crate) rows: Vec<(usize, RecordBatch)>,
+    /// By output: rows without a window, and how many reactions they are.
+    pub(crate) rows: Vec<(usize, RecordBatch, u64)>,
     /// The first record with a row of a pane still open here.
     pub(crate) first_open: Option<i64>,
     /// The first record not taken in.
@@ -60,7 +60,8 @@ impl Partition {
                     sessions.extend(bursts.hand_over()?.map(|rows| (*cut, rows)));
                 }
                 (Taken::Rows(pending), Target::Output { output, .. }) => {
-                    rows.extend(std::mem::take(pending).into_iter().map(|rows| (*output, rows)));
+                    let pending = std::mem::take(pending).into_iter();
+                    rows.extend(pending.map(|(rows, reactions)| (*output, rows, reactions)));
                 }
                 _ => {}
             }

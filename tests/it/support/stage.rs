@@ -15,6 +15,7 @@ use emostream::engine::closing::{Closed, Closer, Lane, Start, total};
 use emostream::engine::compile::CompiledQuery;
 use emostream::engine::early::{Look, cuts_of};
 use emostream::engine::partition::{Partition, TimeRules};
+use emostream::engine::statics::StaticTables;
 use emostream::engine::watermark;
 use emostream::log::codec::RecordCodec;
 use emostream::log::{HEADER_ROWS, NewRecord, Record};
@@ -72,7 +73,9 @@ pub(crate) fn prepare_beside(files: &[SqlFile], beside: &[SqlFile]) -> Result<Pr
     let all = |found: Vec<Diagnostic>| found.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
     let program = plan_program_with(files, beside).map_err(all)?;
     let query = &program.queries[0];
-    let compiled = CompiledQuery::compile(query).map_err(|error| error.to_string())?;
+    let files: Vec<SqlFile> = files.iter().chain(beside).cloned().collect();
+    let statics = StaticTables::read(&query.statics, &files).map_err(|(_, error)| error.to_string())?;
+    let compiled = CompiledQuery::compile_with(query, &statics).map_err(|error| error.to_string())?;
     Ok(Prepared { query: Arc::new(compiled) })
 }
 

@@ -1,0 +1,5 @@
+CREATE TABLE teams (emoji TEXT NOT NULL, team TEXT) WITH (connector = 'single_file', path = 'teams.json', type = 'source');
+INSERT INTO emoji_counts
+SELECT window.start, window.end, team, emoji, n, 1
+FROM (SELECT tumble(INTERVAL '2 seconds') AS window, team, emoji, count(*) AS n
+      FROM teams LEFT JOIN reactions ON emoji = emoji_type GROUP BY 1, 2, 3);
