@@ -3,17 +3,14 @@
 //! `tests/golden/sql/NAME.sql` is one file, planned beside the shipped `sql/tables.sql`; a folder there is a program of its own.
 //! `NAME.expected` holds the diagnostics, or what the engine gets to compile. `UPDATE_GOLDEN=1` rewrites it.
 
-use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use emostream::sql::cut::Part;
 use emostream::sql::files::{load_file, load_folder};
 use emostream::sql::{Program, Query, SqlFile, plan_program, plan_program_with};
 
-fn golden_folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/sql")
-}
+use crate::support::golden;
 
 fn shipped() -> Vec<SqlFile> {
     load_folder(&Path::new(env!("CARGO_MANIFEST_DIR")).join("sql")).unwrap()
@@ -108,25 +105,7 @@ pub(crate) fn describe_query(query: &Query) -> String {
 
 #[test]
 fn every_golden_text_gets_its_expected_verdict() {
-    let update = std::env::var_os("UPDATE_GOLDEN").is_some();
-    let entries = std::fs::read_dir(golden_folder()).unwrap().map(|entry| entry.unwrap().path());
-    let cases: BTreeSet<PathBuf> =
-        entries.filter(|path| path.is_dir() || path.extension().is_some_and(|e| e == "sql")).collect();
-    assert!(cases.len() > 20, "only {} golden texts were found", cases.len());
-    let mut wrong = String::new();
-    for case in cases {
-        let expected_file = case.with_extension("expected");
-        let actual = verdict(&case);
-        if update {
-            std::fs::write(&expected_file, &actual).unwrap();
-            continue;
-        }
-        let expected = std::fs::read_to_string(&expected_file).unwrap_or_default();
-        if expected != actual {
-            writeln!(wrong, "{}\n--- expected\n{expected}--- actual\n{actual}", case.display()).unwrap();
-        }
-    }
-    assert!(wrong.is_empty(), "UPDATE_GOLDEN=1 rewrites these, when they are right:\n{wrong}");
+    golden::check("sql", 21, verdict);
 }
 
 #[test]

@@ -3,9 +3,8 @@
 //! `tests/golden/tables/NAME.sql` is a program of its own. `NAME.expected` holds the diagnostics, or the tables as the
 //! program topic carries them and what is made of its queries. `UPDATE_GOLDEN=1` rewrites it.
 
-use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{
@@ -16,6 +15,7 @@ use emostream::reaction::table::Table;
 use emostream::sql::{SqlFile, plan_program};
 use serde_json::{Value, json};
 
+use crate::support::golden;
 use crate::support::stage::{Stage, compile};
 
 /// A table's JSON, a column a line, without the options as they were written.
@@ -48,26 +48,7 @@ fn verdict(case: &Path) -> String {
 
 #[test]
 fn every_declaration_gets_its_expected_verdict() {
-    let update = std::env::var_os("UPDATE_GOLDEN").is_some();
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tables");
-    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let cases: BTreeSet<PathBuf> =
-        entries.filter(|path| path.extension().is_some_and(|e| e == "sql")).collect();
-    assert!(cases.len() > 10, "only {} golden texts were found", cases.len());
-    let mut wrong = String::new();
-    for case in cases {
-        let expected_file = case.with_extension("expected");
-        let actual = verdict(&case);
-        if update {
-            std::fs::write(&expected_file, &actual).unwrap();
-            continue;
-        }
-        let expected = std::fs::read_to_string(&expected_file).unwrap_or_default();
-        if expected != actual {
-            writeln!(wrong, "{}\n--- expected\n{expected}--- actual\n{actual}", case.display()).unwrap();
-        }
-    }
-    assert!(wrong.is_empty(), "UPDATE_GOLDEN=1 rewrites these, when they are right:\n{wrong}");
+    golden::check("tables", 11, verdict);
 }
 
 #[test]

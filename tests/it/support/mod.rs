@@ -4,6 +4,7 @@ pub(crate) mod binary;
 pub(crate) mod books;
 pub(crate) mod damage;
 pub(crate) mod dying;
+pub(crate) mod golden;
 pub(crate) mod kafka;
 pub(crate) mod load;
 pub(crate) mod rows;
