@@ -3,6 +3,8 @@
 use chrono::{DateTime, NaiveDateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::columns::shortened;
+
 /// Nanoseconds in a millisecond.
 pub const NS_PER_MS: i64 = 1_000_000;
 
@@ -34,9 +36,11 @@ pub fn parse_rfc3339(text: &str) -> Result<i64, String> {
             .map(|naive| naive.and_utc())
     });
     let instant = instant.map_err(|_| {
+        let text = shortened(text);
         format!("'{text}' is no time; write RFC 3339 such as 2026-01-31T18:30:00Z or 2026-01-31T18:30:00.250")
     })?;
-    instant.timestamp_nanos_opt().ok_or_else(|| format!("'{text}' lies outside the years 1678 to 2261"))
+    let ns = instant.timestamp_nanos_opt();
+    ns.ok_or_else(|| format!("'{}' lies outside the years 1678 to 2261", shortened(text)))
 }
 
 /// For `#[serde(with = "…")]`: nanoseconds in memory, RFC 3339 text in JSON.

@@ -12,6 +12,7 @@ mod embedded_log;
 mod end_to_end;
 mod examples;
 mod fronts;
+mod fuzz_records;
 mod fuzz_sql;
 mod golden;
 mod ingest;

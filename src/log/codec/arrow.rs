@@ -26,7 +26,7 @@ use hashbrown::HashMap as FastMap;
 
 use super::{CodecError, MAX_READ_ROWS, Origin, RecordCodec, damaged, new_record};
 use crate::log::{ARROW_STREAM, NewRecord};
-use crate::reaction::columns::Column as Growing;
+use crate::reaction::columns::{Column as Growing, shortened};
 
 /// What a record's compressed buffers may hold together once they are decompressed. Hundred times a usual record.
 const MAX_INFLATED: u64 = 64 << 20;
@@ -346,6 +346,7 @@ fn check_type(stored: &Field, expected: &Field) -> Result<(), CodecError> {
     if plain == expected.data_type() {
         return Ok(());
     }
+    let plain = shortened(&plain.to_string());
     let reason = format!("column {} is {plain}, the table has {}", stored.name(), expected.data_type());
     Err(CodecError::WrongSchema(reason))
 }

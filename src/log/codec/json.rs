@@ -17,7 +17,7 @@ use super::{
     check_count, new_record, value,
 };
 use crate::log::{NewRecord, Record};
-use crate::reaction::columns::{Column as Growing, Mismatch};
+use crate::reaction::columns::{Column as Growing, Mismatch, shortened};
 use crate::reaction::table::{ColumnSource, ColumnType, Framing, Table};
 use crate::reaction::time::NS_PER_MS;
 
@@ -324,10 +324,14 @@ fn at_line(line: usize, error: CodecError) -> CodecError {
     CodecError::Line { line, reason }
 }
 
-/// serde's words, with the column of the text only: the line is known better here.
+/// serde's words, with the column of the text only: the line is known better here. It quotes a text at any length.
 fn no_object(error: &serde_json::Error) -> String {
     let text = error.to_string();
-    let what = text.split(" at line ").next().unwrap_or(&text);
+    let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
+    let what = match what.split_once('"') {
+        Some((before, quoted)) if quoted.len() > 100 => format!("{before}\"{}", shortened(quoted)),
+        _ => what.to_owned(),
+    };
     format!("no JSON object: {what} at character {}", error.column())
 }
 

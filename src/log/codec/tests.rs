@@ -191,6 +191,13 @@ fn a_bad_row_names_its_column_or_its_place_and_costs_its_record() {
     let error =
         lines.decode(0, &foreign(format!("{good}\n\n{good}\r\n{{\"user_id\":1}}\n{good}")), ALL).unwrap_err();
     assert_eq!(error.to_string(), "line 4: column user_id is the number 1; TEXT takes text");
+    // What is quoted is enough to recognise it.
+    for long in
+        [json!("x".repeat(5_000)), json!({"user_id": "u", "emoji_type": "x", "timestamp": "x".repeat(5_000)})]
+    {
+        let error = codec.decode(0, &foreign(long.to_string()), ALL).unwrap_err().to_string();
+        assert!(error.contains("xxxx…") && error.len() < 300, "{error}");
+    }
     let tombstone = Record { value: None, ..foreign("") };
     assert!(codec.decode(0, &tombstone, ALL).unwrap_err().to_string().contains("no value"));
 }

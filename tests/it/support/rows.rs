@@ -9,6 +9,7 @@ use arrow::array::{
 use arrow::compute::cast;
 use emostream::engine::closing::{ClosedOutput, ClosedWindow};
 use emostream::engine::sink::{self, Word};
+use emostream::reaction::columns::Column;
 use emostream::reaction::schema::{arrow_schema, record_schema};
 use emostream::reaction::table::{ColumnType, Table};
 use emostream::reaction::time::Window;
@@ -39,7 +40,11 @@ pub(crate) fn batch(table: &Table, rows: &[Row]) -> RecordBatch {
             }
             ColumnType::Double => Arc::new(values().map(Value::as_f64).collect::<Float64Array>()),
             ColumnType::Boolean => Arc::new(values().map(Value::as_bool).collect::<BooleanArray>()),
-            other => panic!("no test data of type {}", other.sql_name()),
+            other => {
+                let mut built = Column::new(other, column.nullable, rows.len());
+                values().for_each(|value| built.push_json(value).unwrap());
+                built.into_array().unwrap()
+            }
         };
         array
     });
