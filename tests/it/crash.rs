@@ -1,55 +1,25 @@
 //! The real binary is killed under load, at named points and at random moments, and started again on the same log. At
 //! the end the books are closed: what was answered 202 is counted once, whichever outlet is asked.
-//!
-//! Rows carry no timestamp, so the time of receipt is theirs, and the tables wait two seconds for rows on their way:
-//! here nothing may be late, crash or not. `EMOSTREAM_CRASH_SEED` chooses other moments.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
-use emostream::log::embedded::{self, EmbeddedLog};
-use emostream::log::failpoint::CRASH_AT;
 use emostream::log::kafka::{KafkaLog, KafkaSettings};
-use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
-use rand::{Rng, SeedableRng};
-use tempfile::TempDir;
 use tokio::sync::watch;
 
-use crate::support::binary::{Running, emostream};
-use crate::support::books;
+use crate::support::binary::Running;
 use crate::support::kafka::Broker;
 use crate::support::load::{Ledger, Load, Outcome};
+use crate::support::patient::{End, Patient, ends, moment, seeded};
 use crate::support::viewer::Viewer;
+use crate::support::{books, by_request};
 
 const ROOMS: [&str; 4] = ["main", "hidden", "left", "right"];
 
-const TABLES: &str = "
-CREATE TABLE crash_reactions (
-  user_id TEXT NOT NULL, emoji_type TEXT NOT NULL, room TEXT NOT NULL, timestamp TIMESTAMP NOT NULL DEFAULT now(),
-  WATERMARK FOR timestamp AS (timestamp - INTERVAL '2 seconds')
-) WITH (connector = 'kafka', type = 'source', topic = 'crash_reactions', format = 'arrow');
-
-CREATE TABLE by_request (
-  window_start TIMESTAMP, window_end TIMESTAMP, room TEXT, emoji_type TEXT, count BIGINT, people BIGINT
-) WITH (connector = 'kafka', type = 'sink', topic = 'by_request', format = 'json', 'sink.key_field' = 'room');
-
+const SHOWN_TABLE: &str = "
 CREATE TABLE shown (window_start TIMESTAMP, window_end TIMESTAMP, count BIGINT)
 WITH (connector = 'kafka', type = 'sink', topic = 'shown', format = 'json');
-";
-
-const BY_REQUEST: &str = "
-INSERT INTO by_request
-SELECT window.start, window.end, room, emoji_type, count, people
-FROM (
-  SELECT tumble(INTERVAL '500 milliseconds') AS window, room, emoji_type, count(*) AS count,
-         count(DISTINCT user_id) AS people
-  FROM crash_reactions GROUP BY window, room, emoji_type
-);
 ";
 
 const SHOWN: &str = "
@@ -57,117 +27,16 @@ INSERT INTO shown
 SELECT window.start, window.end, count
 FROM (
   SELECT tumble(INTERVAL '1 second') AS window, count(*) AS count
-  FROM crash_reactions WHERE room <> 'hidden' GROUP BY window
+  FROM reactions WHERE room <> 'hidden' GROUP BY window
 );
 ";
 
-/// How a run of the process ends.
-#[derive(Debug)]
-enum End {
-    /// At a named point, the n-th time it is passed.
-    At(&'static str, u32),
-    /// By SIGKILL so long after it began to serve.
-    Killed(Duration),
-    /// By SIGTERM so long after it began to serve.
-    Terminated(Duration),
-}
-
-/// One process that is started again and again.
-struct Patient {
-    dir: TempDir,
-    args: Vec<String>,
-}
-
-impl Patient {
-    fn new(args: &[&str]) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let sql = dir.path().join("sql");
-        std::fs::create_dir(&sql).unwrap();
-        for (file, text) in [("tables.sql", TABLES), ("by_request.sql", BY_REQUEST), ("shown.sql", SHOWN)] {
-            std::fs::write(sql.join(file), text).unwrap();
-        }
-        Self { dir, args: args.iter().map(|arg| (*arg).to_owned()).collect() }
-    }
-
-    fn command(&self) -> Command {
-        self.role(&["up"])
-    }
-
-    /// `emostream` as that role.
-    fn role(&self, role: &[&str]) -> Command {
-        let log = File::options().create(true).append(true).open(self.log_path()).unwrap();
-        let mut command = emostream(self.dir.path());
-        command.args(role).args(&self.args).args(["--listen", "127.0.0.1:0"]).stderr(log);
-        command
-    }
-
-    fn log_path(&self) -> PathBuf {
-        self.dir.path().join("stderr.log")
-    }
-}
-
-impl Drop for Patient {
-    /// What the process said is worth reading only when something failed.
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let log = std::fs::read_to_string(self.log_path()).unwrap_or_default();
-            let lines: Vec<&str> = log.lines().collect();
-            eprintln!("{}", lines[lines.len().saturating_sub(60)..].join("\n"));
-        }
-    }
-}
-
-/// Named points in a random order, each at one of its first hits, and random moments between them.
-fn ends(points: &[(&'static str, u32)], kills: usize) -> Vec<End> {
-    let mut random = seeded();
-    let mut ends: Vec<End> =
-        points.iter().map(|&(point, hits)| End::At(point, random.random_range(1..=hits))).collect();
-    ends.extend((0..kills).map(|_| End::Killed(moment(&mut random))));
-    ends.push(End::Terminated(moment(&mut random)));
-    ends.shuffle(&mut random);
-    ends
-}
-
-fn seeded() -> StdRng {
-    let seed = std::env::var("EMOSTREAM_CRASH_SEED").ok().and_then(|seed| seed.parse().ok());
-    StdRng::seed_from_u64(seed.unwrap_or(20))
-}
-
-fn moment(random: &mut StdRng) -> Duration {
-    Duration::from_millis(random.random_range(0..2_500))
-}
-
-/// Runs it once to that end; `tell` says to everybody where it is meanwhile.
-async fn run_to(patient: &Patient, end: &End, tell: &watch::Sender<Option<String>>) {
-    let mut command = patient.command();
-    if let End::At(point, hit) = end {
-        command.env(CRASH_AT, format!("{point}:{hit}"));
-    }
-    let status = match Running::begin(&mut command) {
-        Err(status) => Some(status),
-        Ok(mut process) => {
-            tell.send_replace(Some(process.url("")));
-            let status = match end {
-                End::At(..) => process.ended().await,
-                End::Killed(after) => {
-                    tokio::time::sleep(*after).await;
-                    process.kill();
-                    None
-                }
-                End::Terminated(after) => {
-                    tokio::time::sleep(*after).await;
-                    assert_eq!(process.terminate().await, Some(0), "{end:?}");
-                    None
-                }
-            };
-            tell.send_replace(None);
-            status
-        }
-    };
-    if let End::At(..) = end {
-        let status = status.unwrap_or_else(|| panic!("{end:?} was never reached"));
-        assert_eq!(status.signal(), Some(6), "{end:?}: {status}");
-    }
+fn patient(args: &[&str]) -> Patient {
+    let tables = format!("{}{SHOWN_TABLE}", by_request::TABLES);
+    Patient::new(
+        args,
+        &[("tables.sql", &tables), ("by_request.sql", by_request::QUERY), ("shown.sql", SHOWN)],
+    )
 }
 
 /// What is left when everything was sent and counted.
@@ -181,12 +50,12 @@ struct Survivor {
 /// Ends the process in all these ways under load, and closes the books on what it serves.
 async fn survive(patient: &Patient, ends: &[End]) -> Survivor {
     let (tell, address) = watch::channel(None);
-    let load = Load::start(&address, "/v1/tables/crash_reactions", &ROOMS);
+    let load = Load::start(&address, "/v1/tables/reactions", &ROOMS);
     let viewer = Viewer::start(address, &ROOMS);
     first_windows(patient, &tell, &viewer).await;
     for end in ends {
         let before = (load.accepted(), viewer.shown(|shown| shown.messages.len()));
-        run_to(patient, end, &tell).await;
+        patient.run_to(end, &tell).await;
         let after = (load.accepted(), viewer.shown(|shown| shown.messages.len()));
         eprintln!("{end:?}: {} requests accepted, {} windows shown", after.0 - before.0, after.1 - before.1);
     }
@@ -248,12 +117,6 @@ async fn is_soon(is_so: impl Fn() -> bool) -> bool {
     tokio::time::timeout(Duration::from_secs(60), waiting).await.is_ok()
 }
 
-async fn open(dir: &Path) -> std::sync::Arc<EmbeddedLog> {
-    let dir = dir.join("data");
-    let opened = tokio::task::spawn_blocking(move || EmbeddedLog::open(&dir, embedded::Settings::default()));
-    opened.await.unwrap().unwrap()
-}
-
 /// The points of the stages, which are the same on both logs, and at which hit to die at the latest.
 const STAGES: [(&str, u32); 8] = [
     ("engine.read", 60),
@@ -274,11 +137,11 @@ async fn what_was_answered_202_is_counted_once_however_the_process_ends_on_the_e
         ("embedded.commit.before", 8),
         ("embedded.commit.after", 8),
     ];
-    let patient = Patient::new(&[]);
+    let patient = patient(&[]);
     let mut survivor = survive(&patient, &ends(&[&points[..], &STAGES].concat(), 6)).await;
     assert_eq!(survivor.process.terminate().await, Some(0));
-    let log = open(patient.dir.path()).await;
-    assert_eq!(books::rows_in_log(log.as_ref(), "crash_reactions").await, survivor.rows);
+    let log = patient.embedded_log().await;
+    assert_eq!(books::rows_in_log(log.as_ref(), "reactions").await, survivor.rows);
     assert_eq!(books::check_sink_topic(log.as_ref(), "by_request").await, survivor.results);
     books::check_sink_topic(log.as_ref(), "shown").await;
     assert!(books::check_live_topics(log.as_ref(), &["cluster-1", "cluster-2", "cluster-3"]).await > 0);
@@ -295,7 +158,7 @@ async fn what_was_answered_202_is_counted_once_however_the_process_ends_on_kafka
         ("kafka.commit.after", 6),
     ];
     let broker = Broker::start();
-    let patient = Patient::new(&["--kafka", &broker.address]);
+    let patient = patient(&["--kafka", &broker.address]);
     let mut survivor = survive(&patient, &ends(&[&points[..], &STAGES].concat(), 4)).await;
     assert_eq!(survivor.process.terminate().await, Some(0));
     check_topics(&broker, survivor.rows, survivor.results, &["cluster-1", "cluster-2", "cluster-3"]).await;
@@ -304,7 +167,7 @@ async fn what_was_answered_202_is_counted_once_however_the_process_ends_on_kafka
 /// What a committed reader finds on the broker.
 async fn check_topics(broker: &Broker, rows: u64, results: usize, clusters: &[&str]) {
     let log = KafkaLog::connect(KafkaSettings::new(broker.address.clone())).await.unwrap();
-    assert_eq!(books::rows_in_log(log.as_ref(), "crash_reactions").await, rows);
+    assert_eq!(books::rows_in_log(log.as_ref(), "reactions").await, rows);
     assert_eq!(books::check_sink_topic(log.as_ref(), "by_request").await, results);
     books::check_sink_topic(log.as_ref(), "shown").await;
     assert!(books::check_live_topics(log.as_ref(), clusters).await > 0);
@@ -323,7 +186,7 @@ const ROLES: [&[&str]; 6] = [
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_role_is_killed_once_and_the_others_and_the_books_do_not_suffer() {
     let broker = Broker::start();
-    let patient = Patient::new(&["--kafka", &broker.address]);
+    let patient = patient(&["--kafka", &broker.address]);
     let (tell_senders, ingest) = watch::channel(None);
     let (tell_viewer, subscribe) = watch::channel(None);
     let tell = |role: &[&str], address: Option<String>| match role[0] {
@@ -339,7 +202,7 @@ async fn each_role_is_killed_once_and_the_others_and_the_books_do_not_suffer() {
         tell(role, Some(process.url("")));
         running.insert(role[0], process);
     }
-    let load = Load::start(&ingest, "/v1/tables/crash_reactions", &ROOMS);
+    let load = Load::start(&ingest, "/v1/tables/reactions", &ROOMS);
     until("windows are shown", || viewer.shown(|shown| shown.messages.len() > ROOMS.len())).await;
 
     let mut random = seeded();

@@ -7,6 +7,7 @@ mod changes;
 mod check;
 mod cli;
 mod crash;
+mod crash_saved;
 mod early;
 mod embedded_log;
 mod end_to_end;

@@ -13,34 +13,13 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::support::binary::{Running, emostream};
-use crate::support::books;
 use crate::support::kafka::Broker;
 use crate::support::load::Load;
+use crate::support::{books, by_request};
 
 /// From the death of one engine to the first answer of the next: 10 s, and half as much again because the tests share the
 /// machine.
 const TAKEOVER: Duration = Duration::from_secs(15);
-
-const TABLES: &str = "
-CREATE TABLE reactions (
-  user_id TEXT NOT NULL, emoji_type TEXT NOT NULL, room TEXT NOT NULL, timestamp TIMESTAMP NOT NULL DEFAULT now(),
-  WATERMARK FOR timestamp AS (timestamp - INTERVAL '2 seconds')
-) WITH (connector = 'kafka', type = 'source', topic = 'reactions', format = 'arrow');
-
-CREATE TABLE by_request (
-  window_start TIMESTAMP, window_end TIMESTAMP, room TEXT, emoji_type TEXT, count BIGINT, people BIGINT
-) WITH (connector = 'kafka', type = 'sink', topic = 'by_request', format = 'json', 'sink.key_field' = 'room');
-";
-
-const BY_REQUEST: &str = "
-INSERT INTO by_request
-SELECT window.start, window.end, room, emoji_type, count, people
-FROM (
-  SELECT tumble(INTERVAL '500 milliseconds') AS window, room, emoji_type, count(*) AS count,
-         count(DISTINCT user_id) AS people
-  FROM reactions GROUP BY window, room, emoji_type
-);
-";
 
 /// A standby that waited so long runs what ran before, whatever its own folder says.
 const STOOD_BY: Duration = Duration::from_secs(15);
@@ -101,8 +80,8 @@ impl House {
 pub(crate) fn program() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("sql")).unwrap();
-    std::fs::write(dir.path().join("sql/tables.sql"), TABLES).unwrap();
-    std::fs::write(dir.path().join("sql/by_request.sql"), BY_REQUEST).unwrap();
+    std::fs::write(dir.path().join("sql/tables.sql"), by_request::TABLES).unwrap();
+    std::fs::write(dir.path().join("sql/by_request.sql"), by_request::QUERY).unwrap();
     dir
 }
 
@@ -132,8 +111,8 @@ fn signal(process: &Running, name: &str) {
 async fn a_standby_takes_over_when_the_engine_is_killed_and_at_once_when_it_is_asked_to_end() {
     let (house, mut first, mut second) = House::with_two_engines().await;
     let stands = Instant::now();
-    let edited = BY_REQUEST.replace("count, people\nFROM", "count, people * 1\nFROM");
-    assert_ne!(edited, BY_REQUEST);
+    let edited = by_request::QUERY.replace("count, people\nFROM", "count, people * 1\nFROM");
+    assert_ne!(edited, by_request::QUERY);
     let put = reqwest::Client::new().put(first.url("/v1/queries/by_request")).body(edited.clone());
     assert_eq!(put.send().await.unwrap().status(), 200);
     active(&first).await;

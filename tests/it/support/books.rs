@@ -158,7 +158,7 @@ pub(crate) fn is_shown(shown: &Shown, sinks: &[(&str, &[ClosedWindow])]) -> bool
 }
 
 /// All committed records of a topic, by partition.
-async fn committed(log: &dyn Log, topic: &str) -> Vec<Vec<Record>> {
+pub(crate) async fn committed(log: &dyn Log, topic: &str) -> Vec<Vec<Record>> {
     let ranges = log.describe(topic).await.unwrap().unwrap_or_else(|| panic!("no topic {topic}"));
     let mut partitions = Vec::new();
     for (range, partition) in ranges.iter().zip(0..) {

@@ -46,20 +46,32 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// One sender per room, posting to `path` of whatever address is told; while none is told they wait.
+    /// One sender per room, posting to `path` of whatever address is told; while none is told they wait. The rows have no
+    /// timestamp: the time of receipt is theirs.
     pub(crate) fn start(
         address: &watch::Receiver<Option<String>>,
         path: &'static str,
         rooms: &[&'static str],
     ) -> Self {
+        Self::of(address, path, rooms, |room, number, tag| {
+            let row = |n| json!({"user_id": format!("user{n}"), "emoji_type": tag, "room": room});
+            (0..1 + number * 13 % 37).map(row).collect()
+        })
+    }
+
+    /// The same with the rows that `rows` makes of a sender's room, the request's number and its tag.
+    pub(crate) fn of(
+        address: &watch::Receiver<Option<String>>,
+        path: &'static str,
+        rooms: &[&'static str],
+        rows: impl Fn(&str, u64, &str) -> Vec<Value> + Clone + Send + Sync + 'static,
+    ) -> Self {
         let (stop, ledger) = (CancellationToken::new(), Arc::<Mutex<Ledger>>::default());
         let mut senders = JoinSet::new();
         for &room in rooms {
             let (address, stop, ledger) = (address.clone(), stop.clone(), Arc::clone(&ledger));
-            senders.spawn(async move {
-                let sending = keep_sending(address, path, room, &ledger, &stop);
-                sending.await;
-            });
+            let rows = rows.clone();
+            senders.spawn(async move { keep_sending(address, path, room, rows, &ledger, &stop).await });
         }
         Self { stop, senders, ledger }
     }
@@ -84,6 +96,7 @@ async fn keep_sending(
     mut address: watch::Receiver<Option<String>>,
     path: &str,
     room: &'static str,
+    rows: impl Fn(&str, u64, &str) -> Vec<Value>,
     ledger: &Mutex<Ledger>,
     stop: &CancellationToken,
 ) {
@@ -93,18 +106,16 @@ async fn keep_sending(
         let Some(Ok(base)) = known.map(|known| known.map(|base| base.clone().unwrap_or_default())) else {
             return;
         };
-        let (tag, rows) = (format!("{room}-{number}"), 1 + number * 13 % 37);
-        let outcome = post(&client, &format!("{base}{path}"), &tag, room, rows).await;
-        ledger.lock().unwrap().insert(tag, Sent { room, rows, outcome });
+        let tag = format!("{room}-{number}");
+        let rows = rows(room, number, &tag);
+        let outcome = post(&client, &format!("{base}{path}"), &tag, &rows).await;
+        ledger.lock().unwrap().insert(tag, Sent { room, rows: rows.len() as u64, outcome });
         tokio::time::sleep(PACE).await;
     }
 }
 
-/// Rows without a timestamp: the time of receipt is theirs.
-async fn post(client: &reqwest::Client, url: &str, tag: &str, room: &str, rows: u64) -> Outcome {
-    let row = |n| json!({"user_id": format!("user{n}"), "emoji_type": tag, "room": room});
-    let rows: Vec<Value> = (0..rows).map(row).collect();
-    let answer = match client.post(url).json(&rows).send().await {
+async fn post(client: &reqwest::Client, url: &str, tag: &str, rows: &[Value]) -> Outcome {
+    let answer = match client.post(url).json(rows).send().await {
         Ok(answer) => answer,
         Err(error) if error.is_connect() => return Outcome::Refused,
         Err(_) => return Outcome::Unknown,

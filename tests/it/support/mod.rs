@@ -2,11 +2,13 @@
 
 pub(crate) mod binary;
 pub(crate) mod books;
+pub(crate) mod by_request;
 pub(crate) mod damage;
 pub(crate) mod dying;
 pub(crate) mod golden;
 pub(crate) mod kafka;
 pub(crate) mod load;
+pub(crate) mod patient;
 pub(crate) mod rows;
 pub(crate) mod scoped;
 pub(crate) mod scripted_log;
