@@ -235,9 +235,9 @@ impl Layer {
     }
 
     fn put(&mut self, key: &str, value: Value, origin: String) {
-        let mut path = key.split('.').rev();
-        let last = path.next().unwrap_or_default().to_owned();
-        let nested = path.fold((last, value), |(inner, value), outer| {
+        let (section, name) = split_key(key);
+        let path = section.rsplit('.').filter(|part| !part.is_empty());
+        let nested = path.fold((name.to_owned(), value), |(inner, value), outer| {
             (outer.to_owned(), Value::from(Dict::from([(inner, value)])))
         });
         merge(&mut self.values, Dict::from([nested]));
@@ -246,10 +246,10 @@ impl Layer {
 
     fn unknown_keys(&self, known: &BTreeMap<String, serde_json::Value>) -> Vec<String> {
         let is_known = |key: &str| {
-            let inside = |section: &str| key.strip_prefix(section).is_some_and(|rest| rest.starts_with('.'));
             known.contains_key(key)
                 || known.keys().any(|k| k.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')))
-                || FREE_SECTIONS.iter().any(|section| key == *section || inside(section))
+                || FREE_SECTIONS.contains(&key)
+                || in_free_section(key).is_some()
         };
         let unknown = self.origins.iter().filter(|(key, _)| !is_known(key));
         unknown
@@ -294,7 +294,17 @@ fn env_layer(sources: &Sources) -> Layer {
     let mut layer = Layer::new("environment", None);
     for (name, text) in &sources.env {
         if let Some(rest) = name.strip_prefix(ENV_PREFIX) {
-            layer.put(&rest.to_lowercase().replace("__", "."), value(text), format!("env {name}"));
+            let key = rest.to_lowercase().replace("__", ".");
+            let origin = format!("env {name}");
+            match in_free_section(&key) {
+                // Those names have dots and no underscores; variables have it the other way round. And a password of
+                // digits is a text.
+                Some((section, name)) => {
+                    let key = format!("{section}.{}", name.replace('_', "."));
+                    layer.put(&key, Value::from(text.as_str()), origin);
+                }
+                None => layer.put(&key, value(text), origin),
+            }
         }
     }
     layer
@@ -359,11 +369,15 @@ fn leaves(value: &serde_json::Value) -> BTreeMap<String, serde_json::Value> {
 
 /// Section and name; a free section's names may contain dots.
 fn split_key(key: &str) -> (&str, &str) {
-    let free = FREE_SECTIONS.iter().find_map(|section| {
+    in_free_section(key).or_else(|| key.rsplit_once('.')).unwrap_or(("", key))
+}
+
+/// A key's free section, and its name there.
+fn in_free_section(key: &str) -> Option<(&str, &str)> {
+    FREE_SECTIONS.iter().find_map(|section| {
         let name = key.strip_prefix(section)?.strip_prefix('.')?;
         Some((&key[..section.len()], name))
-    });
-    free.or_else(|| key.rsplit_once('.')).unwrap_or(("", key))
+    })
 }
 
 fn is_secret(key: &str) -> bool {
@@ -436,5 +450,13 @@ mod tests {
         let shown = show(&loaded);
         assert!(shown.contains("[log.kafka.properties]\n\"client.id\" = \"a\""), "{shown}");
         assert!(shown.contains("\"sasl.password\" = \"(hidden)\"") && !shown.contains("hunter2"), "{shown}");
+
+        let (name, password) = ("LOG__KAFKA__PROPERTIES__CLIENT_ID", "LOG__KAFKA__PROPERTIES__SASL_PASSWORD");
+        let env = [(name, "b"), (password, "0012")].map(|(name, text)| (format!("{ENV_PREFIX}{name}"), text));
+        let env: Vec<_> = env.iter().map(|(name, text)| (name.as_str(), *text)).collect();
+        let loaded = load(&sources(file, &env)).unwrap();
+        let properties = &loaded.settings.log.kafka.properties;
+        assert_eq!((&properties["client.id"][..], &properties["sasl.password"][..]), ("b", "0012"));
+        assert!(show(&loaded).contains(&format!("# env {ENV_PREFIX}{name}")));
     }
 }

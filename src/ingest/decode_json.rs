@@ -1,5 +1,4 @@
-//! JSON and NDJSON → rows, straight into typed columns: no tree of values is built, and text without escapes is
-//! copied once.
+//! JSON and NDJSON → rows, straight into typed columns.
 
 use std::fmt;
 
@@ -7,6 +6,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visi
 
 use super::decode::{DecodeError, Decoder, Filling};
 use crate::reaction::columns::{Column, Mismatch, Rows, shortened};
+use crate::reaction::json_row::{RowReader, read_fields};
 
 /// About how long a row is, for reserving room.
 const ROW_BYTES: usize = 64;
@@ -15,7 +15,7 @@ const ROW_BYTES: usize = 64;
 pub(super) fn json(decoder: &Decoder, body: &[u8], receipt_ns: i64) -> Result<Rows, DecodeError> {
     let first = body.iter().find(|byte| !byte.is_ascii_whitespace());
     let expected = if first == Some(&b'[') { body.len() / ROW_BYTES } else { 1 };
-    let mut reading = Reading { filling: Filling::new(decoder, receipt_ns, expected), error: None };
+    let mut reading = Reading::new(decoder, receipt_ns, expected);
     let mut from = serde_json::Deserializer::from_slice(body);
     let read = match first {
         None => {
@@ -43,7 +43,7 @@ pub(super) fn json(decoder: &Decoder, body: &[u8], receipt_ns: i64) -> Result<Ro
 /// The rows of objects, one per line. Empty lines count for nothing.
 pub(super) fn ndjson(decoder: &Decoder, body: &[u8], receipt_ns: i64) -> Result<Rows, DecodeError> {
     let expected = body.len() / ROW_BYTES;
-    let mut reading = Reading { filling: Filling::new(decoder, receipt_ns, expected), error: None };
+    let mut reading = Reading::new(decoder, receipt_ns, expected);
     for line in body.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty()) {
         let mut from = serde_json::Deserializer::from_slice(line);
         let read = RowSeed(&mut reading).deserialize(&mut from);
@@ -61,10 +61,16 @@ fn syntax(row: Option<usize>, detail: String) -> DecodeError {
 /// The rows so far, and what stopped them: serde's errors are text, ours name row and column.
 struct Reading<'a> {
     filling: Filling<'a>,
+    /// Rows mostly name their columns in the same order: the place of the next one.
+    guess: usize,
     error: Option<DecodeError>,
 }
 
-impl Reading<'_> {
+impl<'a> Reading<'a> {
+    fn new(decoder: &'a Decoder, receipt_ns: i64, expected: usize) -> Self {
+        Self { filling: Filling::new(decoder, receipt_ns, expected), guess: 0, error: None }
+    }
+
     fn row(&self) -> usize {
         self.filling.rows.count
     }
@@ -83,6 +89,38 @@ impl Reading<'_> {
     fn failed(self, error: &serde_json::Error) -> DecodeError {
         let row = self.row();
         self.error.unwrap_or_else(|| syntax(Some(row), format!("row {row} is no valid JSON: {error}")))
+    }
+}
+
+impl RowReader for Reading<'_> {
+    fn column<E: Error>(&mut self, _: usize, name: &str) -> Result<Option<usize>, E> {
+        let decoder = self.filling.decoder;
+        let Some(place) = decoder.place(name, self.guess) else {
+            let row = self.row();
+            return Err(self.refuse(decoder.unknown_column(row, name)));
+        };
+        self.guess = place + 1;
+        Ok(Some(place))
+    }
+
+    fn push<E: Error>(
+        &mut self,
+        column: usize,
+        push: impl FnOnce(&mut Column) -> Result<(), Mismatch>,
+    ) -> Result<(), E> {
+        let row = self.row();
+        let pushed = match self.filling.column(column) {
+            Ok(values) => push(values),
+            Err(error) => return Err(self.refuse(error)),
+        };
+        pushed.map_err(|mismatch| {
+            let error = self.filling.decoder.mismatch(row, column, &mismatch);
+            self.refuse(error)
+        })
+    }
+
+    fn is_array(&self, column: usize) -> bool {
+        self.filling.rows.columns[column].is_array()
     }
 }
 
@@ -119,12 +157,9 @@ impl<'de> Visitor<'de> for RowSeed<'_, '_> {
         to.write_str("an object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut row: A) -> Result<(), A::Error> {
-        let mut guess = 0;
-        while let Some(place) = row.next_key_seed(NameSeed { reading: self.0, guess })? {
-            row.next_value_seed(ValueSeed { reading: self.0, place })?;
-            guess = place + 1;
-        }
+    fn visit_map<A: MapAccess<'de>>(self, row: A) -> Result<(), A::Error> {
+        self.0.guess = 0;
+        read_fields(self.0, row)?;
         self.0.filling.end_row().map_err(|error| self.0.refuse(error))
     }
 
@@ -154,109 +189,5 @@ impl<'de> Visitor<'de> for RowSeed<'_, '_> {
 
     fn visit_unit<E: Error>(self) -> Result<(), E> {
         Err(self.0.refuse_row("null"))
-    }
-}
-
-/// A column's name → its place.
-struct NameSeed<'s, 'a> {
-    reading: &'s mut Reading<'a>,
-    guess: usize,
-}
-
-impl<'de> DeserializeSeed<'de> for NameSeed<'_, '_> {
-    type Value = usize;
-
-    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<usize, D::Error> {
-        from.deserialize_str(self)
-    }
-}
-
-impl Visitor<'_> for NameSeed<'_, '_> {
-    type Value = usize;
-
-    fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        to.write_str("a column's name")
-    }
-
-    fn visit_str<E: Error>(self, name: &str) -> Result<usize, E> {
-        let decoder = self.reading.filling.decoder;
-        decoder.place(name, self.guess).ok_or_else(|| {
-            let row = self.reading.row();
-            self.reading.refuse(decoder.unknown_column(row, name))
-        })
-    }
-}
-
-/// A value, pushed into its column.
-struct ValueSeed<'s, 'a> {
-    reading: &'s mut Reading<'a>,
-    place: usize,
-}
-
-impl ValueSeed<'_, '_> {
-    fn push<E: Error>(self, push: impl FnOnce(&mut Column) -> Result<(), Mismatch>) -> Result<(), E> {
-        let row = self.reading.row();
-        let pushed = match self.reading.filling.column(self.place) {
-            Ok(column) => push(column),
-            Err(error) => return Err(self.reading.refuse(error)),
-        };
-        pushed.map_err(|mismatch| {
-            let error = self.reading.filling.decoder.mismatch(row, self.place, &mismatch);
-            self.reading.refuse(error)
-        })
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for ValueSeed<'_, '_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
-        from.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for ValueSeed<'_, '_> {
-    type Value = ();
-
-    fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        to.write_str("a value")
-    }
-
-    fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
-        self.push(|column| column.push_text(text))
-    }
-
-    fn visit_i64<E: Error>(self, value: i64) -> Result<(), E> {
-        self.push(|column| column.push_i64(value))
-    }
-
-    fn visit_u64<E: Error>(self, value: u64) -> Result<(), E> {
-        self.push(|column| column.push_u64(value))
-    }
-
-    fn visit_f64<E: Error>(self, value: f64) -> Result<(), E> {
-        self.push(|column| column.push_f64(value))
-    }
-
-    fn visit_bool<E: Error>(self, value: bool) -> Result<(), E> {
-        self.push(|column| column.push_bool(value))
-    }
-
-    fn visit_unit<E: Error>(self) -> Result<(), E> {
-        self.push(Column::push_null)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
-        let mut array = Vec::new();
-        if self.reading.filling.rows.columns[self.place].is_array() {
-            while let Some(item) = items.next_element::<serde_json::Value>()? {
-                array.push(item);
-            }
-        }
-        self.push(|column| column.push_json(&serde_json::Value::Array(array)))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, _: A) -> Result<(), A::Error> {
-        self.push(|_| Err(Mismatch::Type("an object".to_owned())))
     }
 }

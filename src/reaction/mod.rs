@@ -10,6 +10,7 @@ pub mod dictionary;
 pub mod emoji;
 pub mod figures;
 pub mod json;
+pub mod json_row;
 pub mod live;
 pub mod parse_time;
 pub mod schema;

@@ -1,5 +1,4 @@
-//! Format `json`: objects ↔ rows, straight into typed columns: no tree of values is built, text without escapes is
-//! copied once, and columns that nobody asks for are only skipped.
+//! Format `json`: objects ↔ rows, straight into typed columns; columns that nobody asks for are only skipped.
 //!
 //! A field that is no column of the table is ignored: foreign writers say more than is counted here. A column that a
 //! row leaves out has its default, or null; what does not fit makes the whole record bad, also when it is one line of
@@ -9,7 +8,7 @@
 use std::fmt;
 
 use ::arrow::array::RecordBatch;
-use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, Visitor};
 
 use super::json_plain::{self, Usual};
 use super::{
@@ -18,6 +17,7 @@ use super::{
 };
 use crate::log::{NewRecord, Record};
 use crate::reaction::columns::{Column as Growing, Mismatch, shortened};
+use crate::reaction::json_row::{RowReader, read_fields};
 use crate::reaction::table::{ColumnSource, ColumnType, Framing, Table};
 use crate::reaction::time::NS_PER_MS;
 
@@ -211,14 +211,6 @@ impl<'a> Reading<'a> {
         })
     }
 
-    /// Which column a field is; `at` counts the fields of the row.
-    fn column(&mut self, at: usize, name: &str) -> Option<usize> {
-        match self.usual.fields.get(at) {
-            Some((known, column)) if unquoted(known) == name => *column,
-            _ => self.look_up(at, name),
-        }
-    }
-
     fn look_up(&mut self, at: usize, name: &str) -> Option<usize> {
         let column = self.columns.iter().position(|&place| {
             let column = &self.codec.columns[place];
@@ -254,32 +246,6 @@ impl<'a> Reading<'a> {
         Some(&mut self.built[column])
     }
 
-    fn push<E: Error>(
-        &mut self,
-        column: usize,
-        push: impl FnOnce(&mut Growing) -> Result<(), Mismatch>,
-    ) -> Result<(), E> {
-        let place = self.columns[column];
-        let Some(values) = self.slot(column) else {
-            let reason = format!("column {} is given twice", self.codec.columns[place].name);
-            return Err(self.refuse(reason));
-        };
-        push(values).map_err(|mismatch| {
-            let reason = self.codec.mismatch(place, &mismatch);
-            self.refuse(reason)
-        })
-    }
-
-    fn push_integer<E: Error>(&mut self, column: usize, value: i64) -> Result<(), E> {
-        if !self.is_millis(column) {
-            return self.push(column, |values| values.push_i64(value));
-        }
-        self.push(column, |values| match value.checked_mul(NS_PER_MS) {
-            Some(ns) => values.push_i64(ns),
-            None => Err(Mismatch::Range(format!("{value} milliseconds"))),
-        })
-    }
-
     fn end_row(&mut self, from: Origin<'_>) -> Result<(), String> {
         if self.set < self.columns.len() {
             for (column, &place) in self.columns.iter().enumerate() {
@@ -308,6 +274,50 @@ impl<'a> Reading<'a> {
 
     fn text_bytes(&self) -> usize {
         self.built.iter().map(Growing::text_bytes).sum()
+    }
+}
+
+impl RowReader for Reading<'_> {
+    fn column<E: Error>(&mut self, at: usize, name: &str) -> Result<Option<usize>, E> {
+        Ok(match self.usual.fields.get(at) {
+            Some((known, column)) if unquoted(known) == name => *column,
+            _ => self.look_up(at, name),
+        })
+    }
+
+    fn push<E: Error>(
+        &mut self,
+        column: usize,
+        push: impl FnOnce(&mut Growing) -> Result<(), Mismatch>,
+    ) -> Result<(), E> {
+        let place = self.columns[column];
+        let Some(values) = self.slot(column) else {
+            let reason = format!("column {} is given twice", self.codec.columns[place].name);
+            return Err(self.refuse(reason));
+        };
+        push(values).map_err(|mismatch| {
+            let reason = self.codec.mismatch(place, &mismatch);
+            self.refuse(reason)
+        })
+    }
+
+    fn push_integer<E: Error>(&mut self, column: usize, value: i64) -> Result<(), E> {
+        if !self.is_millis(column) {
+            return self.push(column, |values| values.push_i64(value));
+        }
+        self.push(column, |values| match value.checked_mul(NS_PER_MS) {
+            Some(ns) => values.push_i64(ns),
+            None => Err(Mismatch::Range(format!("{value} milliseconds"))),
+        })
+    }
+
+    /// In a column that takes no null it is as if the field were missing: its default, or the row is bad.
+    fn push_null<E: Error>(&mut self, column: usize) -> Result<(), E> {
+        if self.is_nullable(column) { self.push(column, Growing::push_null) } else { Ok(()) }
+    }
+
+    fn is_array(&self, column: usize) -> bool {
+        self.built[column].is_array()
     }
 }
 
@@ -356,109 +366,9 @@ impl<'de> Visitor<'de> for RowSeed<'_, '_> {
         to.write_str("an object such as {\"emoji_type\": \"😀\"}")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut row: A) -> Result<(), A::Error> {
-        let mut at = 0;
-        while let Some(column) = row.next_key_seed(NameSeed { reading: self.reading, at })? {
-            match column {
-                Some(column) => row.next_value_seed(ValueSeed { reading: self.reading, column })?,
-                None => drop(row.next_value::<IgnoredAny>()?),
-            }
-            at += 1;
-        }
-        self.reading.usual.fields.truncate(at);
+    fn visit_map<A: MapAccess<'de>>(self, row: A) -> Result<(), A::Error> {
+        let fields = read_fields(self.reading, row)?;
+        self.reading.usual.fields.truncate(fields);
         self.reading.end_row(self.from).map_err(|reason| self.reading.refuse(reason))
-    }
-}
-
-/// A field's name → the column it is.
-struct NameSeed<'s, 'a> {
-    reading: &'s mut Reading<'a>,
-    at: usize,
-}
-
-impl<'de> DeserializeSeed<'de> for NameSeed<'_, '_> {
-    type Value = Option<usize>;
-
-    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Option<usize>, D::Error> {
-        from.deserialize_str(self)
-    }
-}
-
-impl Visitor<'_> for NameSeed<'_, '_> {
-    type Value = Option<usize>;
-
-    fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        to.write_str("a column's name")
-    }
-
-    fn visit_str<E: Error>(self, name: &str) -> Result<Option<usize>, E> {
-        Ok(self.reading.column(self.at, name))
-    }
-}
-
-/// A value, pushed into its column.
-struct ValueSeed<'s, 'a> {
-    reading: &'s mut Reading<'a>,
-    column: usize,
-}
-
-impl<'de> DeserializeSeed<'de> for ValueSeed<'_, '_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
-        from.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for ValueSeed<'_, '_> {
-    type Value = ();
-
-    fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        to.write_str("a value")
-    }
-
-    fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
-        self.reading.push(self.column, |column| column.push_text(text))
-    }
-
-    fn visit_i64<E: Error>(self, value: i64) -> Result<(), E> {
-        self.reading.push_integer(self.column, value)
-    }
-
-    fn visit_u64<E: Error>(self, value: u64) -> Result<(), E> {
-        match i64::try_from(value) {
-            Ok(value) => self.reading.push_integer(self.column, value),
-            Err(_) => self.reading.push(self.column, |column| column.push_u64(value)),
-        }
-    }
-
-    fn visit_f64<E: Error>(self, value: f64) -> Result<(), E> {
-        self.reading.push(self.column, |column| column.push_f64(value))
-    }
-
-    fn visit_bool<E: Error>(self, value: bool) -> Result<(), E> {
-        self.reading.push(self.column, |column| column.push_bool(value))
-    }
-
-    /// In a column that takes no null it is as if the field were missing: its default, or the row is bad.
-    fn visit_unit<E: Error>(self) -> Result<(), E> {
-        if !self.reading.is_nullable(self.column) {
-            return Ok(());
-        }
-        self.reading.push(self.column, Growing::push_null)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
-        let mut array = Vec::new();
-        if self.reading.built[self.column].is_array() {
-            while let Some(item) = items.next_element::<serde_json::Value>()? {
-                array.push(item);
-            }
-        }
-        self.reading.push(self.column, |column| column.push_json(&serde_json::Value::Array(array)))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, _: A) -> Result<(), A::Error> {
-        self.reading.push(self.column, |_| Err(Mismatch::Type("an object".to_owned())))
     }
 }
