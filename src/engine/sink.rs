@@ -2,15 +2,16 @@
 
 use std::collections::HashMap;
 
-use arrow::array::RecordBatch;
+use arrow::array::{Array, ArrayRef, RecordBatch};
 use bytes::Bytes;
 use datafusion::common::{DataFusionError, Result, internal_err};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::closing::{ClosedOutput, ClosedWindow};
 use crate::log::result_row::COLUMN_ROOM;
 use crate::log::{
-    HEADER_FINAL, HEADER_REVISION, HEADER_WINDOW_END, HEADER_WINDOW_ROWS, HEADER_WINDOW_START, NewRecord,
+    HEADER_FINAL, HEADER_REVISION, HEADER_WINDOW_END, HEADER_WINDOW_ROWS, HEADER_WINDOW_START, Headers,
+    NewRecord, header_name,
 };
 use crate::reaction::json::json_value;
 use crate::reaction::live::DEFAULT_ROOM;
@@ -44,21 +45,12 @@ pub fn output_records(
         all.extend(records(sink, partitions, window, Word { is_final: false, revision })?);
     }
     for batch in &closed.rows {
-        for row in json_rows(sink, batch)? {
-            all.push(record(sink, partitions, &row)?);
+        let rows = JsonRows::new(sink, batch)?;
+        for row in 0..batch.num_rows() {
+            all.push(rows.record(partitions, row, Headers::new())?);
         }
     }
     Ok(all)
-}
-
-/// A row as a record, without headers.
-fn record(sink: &Table, partitions: u32, row: &Map<String, Value>) -> Result<(u32, NewRecord)> {
-    let key = sink.key_field.as_ref().and_then(|field| row.get(field)).map(text_of);
-    let partition = key.as_ref().map_or(0, |key| partition_of(key.as_bytes(), partitions));
-    let value = serde_json::to_vec(row).map_err(|error| DataFusionError::External(Box::new(error)))?;
-    let record =
-        NewRecord { key: key.map(Bytes::from), value: Some(Bytes::from(value)), headers: Vec::new() };
-    Ok((partition, record))
 }
 
 /// The records of one window: partition and record, in the rows' order. Rows with the same `'sink.key_field'` go to
@@ -72,36 +64,94 @@ pub fn records(
     closed: &ClosedWindow,
     word: Word,
 ) -> Result<Vec<(u32, NewRecord)>> {
-    let mut rows = Vec::new();
-    for batch in &closed.rows {
-        rows.extend(json_rows(sink, batch)?);
-    }
+    let batches = closed.rows.iter().map(|batch| JsonRows::new(sink, batch)).collect::<Result<Vec<_>>>()?;
+    let places = || batches.iter().flat_map(|rows| (0..rows.count).map(move |row| (rows, row)));
     let mut rows_of_room: HashMap<String, usize> = HashMap::new();
-    for row in &rows {
-        *rows_of_room.entry(room_of(row)).or_default() += 1;
+    let mut rooms = Vec::new();
+    for (rows, row) in places() {
+        let room = rows.room(row)?;
+        *rows_of_room.entry(room.clone()).or_default() += 1;
+        rooms.push(room);
     }
-    let start = format_rfc3339(closed.window.start);
-    let end = format_rfc3339(closed.window.end);
-    let records = rows.iter().map(|row| {
-        let (partition, record) = record(sink, partitions, row)?;
-        let window_rows = rows_of_room.get(&room_of(row)).copied().unwrap_or_default();
-        let record = record
-            .header(HEADER_WINDOW_START, start.as_str())
-            .header(HEADER_WINDOW_END, end.as_str())
-            .header(HEADER_FINAL, if word.is_final { "true" } else { "false" })
-            .header(HEADER_REVISION, word.revision.to_string())
-            .header(HEADER_WINDOW_ROWS, window_rows.to_string());
-        Ok((partition, record))
+    // The same for all rows: made once.
+    let header = |name, text: String| (header_name(name), Bytes::from(text));
+    let mut headers = vec![
+        header(HEADER_WINDOW_START, format_rfc3339(closed.window.start)),
+        header(HEADER_WINDOW_END, format_rfc3339(closed.window.end)),
+        header(HEADER_FINAL, word.is_final.to_string()),
+        header(HEADER_REVISION, word.revision.to_string()),
+        header(HEADER_WINDOW_ROWS, String::new()),
+    ];
+    let records = places().zip(&rooms).map(|((rows, row), room)| {
+        let window_rows = rows_of_room.get(room).copied().unwrap_or_default();
+        headers.pop();
+        headers.push(header(HEADER_WINDOW_ROWS, window_rows.to_string()));
+        rows.record(partitions, row, headers.clone())
     });
     records.collect()
 }
 
-fn room_of(row: &Map<String, Value>) -> String {
-    row.get(COLUMN_ROOM).filter(|room| !room.is_null()).map_or_else(|| DEFAULT_ROOM.to_owned(), text_of)
+/// A batch on its way into a sink.
+struct JsonRows<'a> {
+    columns: &'a [ArrayRef],
+    count: usize,
+    /// By column: `{"name":` or `,"name":`.
+    heads: Vec<String>,
+    key: Option<usize>,
+    room: Option<usize>,
 }
 
-fn text_of(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+impl<'a> JsonRows<'a> {
+    fn new(sink: &'a Table, batch: &'a RecordBatch) -> Result<Self> {
+        if batch.num_columns() != sink.columns.len() {
+            let (found, expected) = (batch.num_columns(), sink.columns.len());
+            return internal_err!("{} has {expected} columns, the query {found}", sink.name);
+        }
+        let heads = sink.columns.iter().enumerate().map(|(place, column)| {
+            format!("{}{}:", if place == 0 { '{' } else { ',' }, Value::from(column.name.as_str()))
+        });
+        let place = |name: &str| sink.columns.iter().position(|column| column.name == name);
+        Ok(Self {
+            columns: batch.columns(),
+            count: batch.num_rows(),
+            heads: heads.collect(),
+            key: sink.key_field.as_deref().and_then(place),
+            room: place(COLUMN_ROOM),
+        })
+    }
+
+    fn value(&self, column: usize, row: usize) -> Result<Value> {
+        match json_value(&self.columns[column], row) {
+            Some(value) => Ok(value),
+            None => internal_err!("no JSON form for {}", self.columns[column].data_type()),
+        }
+    }
+
+    /// The row as an object.
+    fn record(&self, partitions: u32, row: usize, headers: Headers) -> Result<(u32, NewRecord)> {
+        let mut object = Vec::with_capacity(32 * (self.columns.len() + 1));
+        for (column, head) in self.heads.iter().enumerate() {
+            object.extend_from_slice(head.as_bytes());
+            let written = serde_json::to_writer(&mut object, &self.value(column, row)?);
+            written.map_err(|error| DataFusionError::External(Box::new(error)))?;
+        }
+        object.push(b'}');
+        let key = self.key.map(|key| self.value(key, row).map(text_of)).transpose()?;
+        let partition = key.as_ref().map_or(0, |key| partition_of(key.as_bytes(), partitions));
+        Ok((partition, NewRecord { key: key.map(Bytes::from), value: Some(Bytes::from(object)), headers }))
+    }
+
+    fn room(&self, row: usize) -> Result<String> {
+        let room = self.room.map(|room| self.value(room, row)).transpose()?;
+        Ok(room.filter(|room| !room.is_null()).map_or_else(|| DEFAULT_ROOM.to_owned(), text_of))
+    }
+}
+
+fn text_of(value: Value) -> String {
+    match value {
+        Value::String(text) => text,
+        other => other.to_string(),
+    }
 }
 
 /// A key's partition: FNV-1a (Fowler, Noll, Vo), which needs no state and never changes between builds.
@@ -109,27 +159,6 @@ fn partition_of(key: &[u8], partitions: u32) -> u32 {
     let hash =
         key.iter().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
     hash % partitions.max(1)
-}
-
-fn json_rows(sink: &Table, batch: &RecordBatch) -> Result<Vec<Map<String, Value>>> {
-    let mut rows = vec![Map::with_capacity(sink.columns.len()); batch.num_rows()];
-    if batch.num_columns() != sink.columns.len() {
-        return internal_err!(
-            "{} has {} columns, the query {}",
-            sink.name,
-            sink.columns.len(),
-            batch.num_columns()
-        );
-    }
-    for (column, values) in sink.columns.iter().zip(batch.columns()) {
-        for (place, row) in rows.iter_mut().enumerate() {
-            let Some(value) = json_value(values, place) else {
-                return internal_err!("no JSON form for {}", values.data_type());
-            };
-            row.insert(column.name.clone(), value);
-        }
-    }
-    Ok(rows)
 }
 
 #[cfg(test)]

@@ -1,12 +1,14 @@
 //! A record's headers as one blob: for each the name's length (u16), the name, the value's length (u32), the value;
 //! numbers little-endian. No headers are no blob.
 
+use std::borrow::Cow;
+
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
-type Headers = Vec<(String, Bytes)>;
+use crate::log::{Headers, header_name};
 
 /// `None` when there are none. The caller made sure that names have at most 65,535 bytes ([`is_encodable`]).
-pub(super) fn encode(headers: &[(String, Bytes)]) -> Option<BytesMut> {
+pub(super) fn encode(headers: &[(Cow<'static, str>, Bytes)]) -> Option<BytesMut> {
     if headers.is_empty() {
         return None;
     }
@@ -22,7 +24,7 @@ pub(super) fn encode(headers: &[(String, Bytes)]) -> Option<BytesMut> {
 }
 
 /// Whether every name fits its length.
-pub(super) fn is_encodable(headers: &[(String, Bytes)]) -> bool {
+pub(super) fn is_encodable(headers: &[(Cow<'static, str>, Bytes)]) -> bool {
     headers.iter().all(|(name, _)| u16::try_from(name.len()).is_ok())
 }
 
@@ -33,7 +35,7 @@ pub(super) fn decode(blob: Option<&[u8]>) -> Option<Headers> {
     let mut rest = Bytes::copy_from_slice(blob);
     while rest.has_remaining() {
         let name_bytes = usize::from(rest.try_get_u16_le().ok()?);
-        let name = std::str::from_utf8(rest.get(..name_bytes)?).ok()?.to_owned();
+        let name = header_name(std::str::from_utf8(rest.get(..name_bytes)?).ok()?);
         rest.advance(name_bytes);
         let value_bytes = usize::try_from(rest.try_get_u32_le().ok()?).ok()?;
         if rest.len() < value_bytes {
@@ -51,7 +53,7 @@ mod tests {
     #[test]
     fn headers_come_back_in_order_with_repeated_names_and_empty_values() {
         let headers: Headers = [("rows", "20"), ("rows", ""), ("content-type", "application/x")]
-            .map(|(name, value)| (name.to_owned(), Bytes::from(value)))
+            .map(|(name, value)| (header_name(name), Bytes::from(value)))
             .to_vec();
         assert_eq!(decode(encode(&headers).as_deref()), Some(headers));
         assert_eq!(decode(encode(&[]).as_deref()), Some(Vec::new()));
@@ -59,7 +61,7 @@ mod tests {
 
     #[test]
     fn a_cut_blob_is_refused() {
-        let blob = encode(&[("final".to_owned(), Bytes::from_static(b"true"))]).unwrap();
+        let blob = encode(&[(header_name("final"), Bytes::from_static(b"true"))]).unwrap();
         for cut in 1..blob.len() {
             assert_eq!(decode(Some(&blob[..cut])), None, "cut at {cut}");
         }
