@@ -51,6 +51,7 @@ mod slot;
 mod snapshot;
 mod sorted;
 mod takeover;
+mod texts;
 mod ticks;
 pub mod watermark;
 pub mod window;
