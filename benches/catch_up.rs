@@ -1,12 +1,21 @@
 //! How fast the engine catches up from the log: rows per CPU-second of the whole process, all threads counted.
 //!
 //! ```text
-//! cargo bench --bench catch_up -- [rows=20000000] [record_rows=20000] [kafka=HOST:PORT]
+//! cargo bench --bench catch_up -- [rows=20000000] [record_rows=20000] [format=arrow|json|lines] [partitions=3]
+//!                                 [kafka=HOST:PORT] [PROPERTY=VALUE …]
 //! ```
 //!
 //! Fills a log with the shipped `reactions` (50 emojis by a falling frequency, one room, 13-byte user ids, 10,000
 //! reactions per second of event time), then starts the engine with the shipped `emoji_counts` and waits until every row
-//! is counted or open. Without `kafka=` it uses the embedded log in a temporary folder. Linux only: reads `/proc/self`.
+//! is counted or open. Without `kafka=` it uses the embedded log in a temporary folder. What has a point in its name is a
+//! property of librdkafka: `compression.type=zstd` compresses what is written. Records of JSON are written without
+//! headers, as foreign writers do. Linux only: reads `/proc/self`.
+//!
+//! What the profile said, and what was done, of 20 million rows from Kafka: a quarter was the system's copy out of the
+//! socket; an eighth a wait for deliveries that span instead of sleeping; an eighth the copy out of librdkafka, most of it
+//! pages that the system mapped and cleared for every record (now used again); an eighth the result rows, each a tree of
+//! values and a dozen allocations (now written straight); a sixth decoding and counting. `fetch.message.max.bytes` and
+//! `queued.max.messages.kbytes` decide how much of what is read still lies in the processor's cache.
 
 #![allow(clippy::print_stdout)] // its result is what it prints
 
@@ -25,12 +34,50 @@ use tokio::time::Instant;
 
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
-const FILES: [(&str, &str); 2] = [
-    ("tables.sql", include_str!("../sql/tables.sql")),
-    ("emoji_counts.sql", include_str!("../sql/emoji_counts.sql")),
-];
-const PARTITIONS: u32 = 3;
 const ROWS_PER_SECOND: i64 = 10_000;
+
+/// What is measured.
+struct Case {
+    rows: usize,
+    record_rows: usize,
+    partitions: u32,
+    files: [(&'static str, String); 2],
+    has_headers: bool,
+}
+
+impl Case {
+    fn of(options: &BTreeMap<String, String>) -> Result<Self, AnyError> {
+        let number = |name: &str, default: usize| {
+            options
+                .get(name)
+                .map_or(Ok(default), |text| text.parse())
+                .map_err(|_| format!("{name} is no number"))
+        };
+        let (format, record_rows, rows) = match options.get("format").map_or("arrow", String::as_str) {
+            "arrow" => ("'arrow'", 20_000, 20_000_000),
+            "json" => ("'json'", 1, 2_000_000),
+            "lines" => ("'json', 'framing' = 'newline'", 1000, 5_000_000),
+            other => return Err(format!("format={other}; there are arrow, json and lines").into()),
+        };
+        let tables =
+            include_str!("../sql/tables.sql").replacen("format = 'arrow'", &format!("format = {format}"), 1);
+        Ok(Self {
+            rows: number("rows", rows)?,
+            record_rows: if record_rows == 1 { 1 } else { number("record_rows", record_rows)? },
+            partitions: u32::try_from(number("partitions", 3)?)?,
+            files: [
+                ("tables.sql", tables),
+                ("emoji_counts.sql", include_str!("../sql/emoji_counts.sql").to_owned()),
+            ],
+            has_headers: format == "'arrow'",
+        })
+    }
+
+    fn program(&self) -> Result<Program, AnyError> {
+        let files = self.files.clone().map(|(name, text)| SqlFile { name: name.to_owned(), text });
+        plan_program(&files).map_err(|found| format!("{found:?}").into())
+    }
+}
 
 #[tokio::main]
 async fn main() -> Result<(), AnyError> {
@@ -39,48 +86,49 @@ async fn main() -> Result<(), AnyError> {
             argument.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()))
         })
         .collect();
-    let number =
-        |name: &str, default: usize| options.get(name).and_then(|text| text.parse().ok()).unwrap_or(default);
-    let (rows, record_rows) = (number("rows", 20_000_000), number("record_rows", 20_000));
+    let case = Case::of(&options)?;
     let folder = tempfile::tempdir()?;
-    let log = open(options.get("kafka"), folder.path()).await?;
-    let program = program()?;
+    let log = open(&options, folder.path()).await?;
+    let program = case.program()?;
     let mut topics = system_topics();
     topics.extend(
-        program.tables.iter().map(|table| table_topic(table, PARTITIONS, Duration::from_secs(86_400))),
+        program.tables.iter().map(|table| table_topic(table, case.partitions, Duration::from_secs(86_400))),
     );
     log.create_topics(&topics).await?;
     let began = Instant::now();
-    let bytes = fill(log.as_ref(), &program, rows, record_rows).await?;
+    let bytes = fill(log.as_ref(), &program, &case).await?;
+    let Case { rows, .. } = case;
     eprintln!("filled {rows} rows in {:.1?}, {:.1} bytes a row", began.elapsed(), bytes as f64 / rows as f64);
-    measure(&log, rows, record_rows).await
+    measure(&log, &case).await
 }
 
-async fn open(kafka: Option<&String>, folder: &std::path::Path) -> Result<Arc<dyn Log>, AnyError> {
-    Ok(match kafka {
+async fn open(
+    options: &BTreeMap<String, String>,
+    folder: &std::path::Path,
+) -> Result<Arc<dyn Log>, AnyError> {
+    Ok(match options.get("kafka") {
         Some(bootstrap) => {
-            let bootstrap_servers = bootstrap.clone();
-            let settings = emostream::log::kafka::KafkaSettings { bootstrap_servers, ..Default::default() };
+            let mut settings = emostream::log::kafka::KafkaSettings::new(bootstrap.as_str());
+            let named = options.iter().filter(|(name, _)| name.contains('.'));
+            settings.properties = named.map(|(name, value)| (name.clone(), value.clone())).collect();
             emostream::log::kafka::KafkaLog::connect(settings).await?
         }
         None => emostream::log::embedded::EmbeddedLog::open(folder, Default::default())?,
     })
 }
 
-fn program() -> Result<Program, AnyError> {
-    let files = FILES.map(|(name, text)| SqlFile { name: name.to_owned(), text: text.to_owned() });
-    plan_program(&files).map_err(|found| format!("{found:?}").into())
-}
-
 /// Returns how many bytes of values were written.
-async fn fill(log: &dyn Log, program: &Program, rows: usize, record_rows: usize) -> Result<usize, AnyError> {
+async fn fill(log: &dyn Log, program: &Program, case: &Case) -> Result<usize, AnyError> {
+    let Case { rows, record_rows, partitions, .. } = *case;
+    // As many records as are encoded, and appended, together.
+    let batch_rows = record_rows.max(20_000);
     let codec = RecordCodec::new(&program.queries[0].sources[0]);
     let topic = &program.queries[0].sources[0].topic;
     let start_ns = 1_700_000_000_000_000_000_i64;
     let (mut written, mut bytes) = (0, 0);
-    let mut pending: Vec<Vec<NewRecord>> = vec![Vec::new(); PARTITIONS as usize];
+    let mut pending: Vec<Vec<NewRecord>> = vec![Vec::new(); partitions as usize];
     while written < rows {
-        let numbers = written..(written + record_rows).min(rows);
+        let numbers = written..(written + batch_rows).min(rows);
         // Squaring makes low numbers likelier: a falling frequency, as emojis have.
         let emoji = |n: usize| {
             let spread = (n.wrapping_mul(2_654_435_761) >> 7) % 2_500;
@@ -102,12 +150,19 @@ async fn fill(log: &dyn Log, program: &Program, rows: usize, record_rows: usize)
                     .collect::<TimestampNanosecondArray>(),
             ),
         ];
-        let records = codec.encode(&RecordBatch::try_new(Arc::clone(codec.schema()), columns)?)?;
+        let batch = RecordBatch::try_new(Arc::clone(codec.schema()), columns)?;
+        let mut records = Vec::new();
+        for from in (0..batch.num_rows()).step_by(record_rows) {
+            records.extend(codec.encode(&batch.slice(from, record_rows.min(batch.num_rows() - from)))?);
+        }
+        if !case.has_headers {
+            records.iter_mut().for_each(|record| record.headers.clear());
+        }
         bytes += records.iter().flat_map(|record| &record.value).map(|value| value.len()).sum::<usize>();
-        let partition = (written / record_rows) % PARTITIONS as usize;
+        let partition = (written / batch_rows) % partitions as usize;
         pending[partition].extend(records);
         written = numbers.end;
-        if pending[partition].len() == 20 || written == rows {
+        if pending[partition].len() >= 20 || written == rows {
             for (partition, records) in
                 pending.iter_mut().enumerate().filter(|(_, records)| !records.is_empty())
             {
@@ -118,18 +173,15 @@ async fn fill(log: &dyn Log, program: &Program, rows: usize, record_rows: usize)
     Ok(bytes)
 }
 
-async fn measure(log: &Arc<dyn Log>, rows: usize, record_rows: usize) -> Result<(), AnyError> {
+async fn measure(log: &Arc<dyn Log>, case: &Case) -> Result<(), AnyError> {
+    let Case { rows, record_rows, partitions, ref files, .. } = *case;
     let tasks = Tasks::new();
     let (began, cpu_before) = (Instant::now(), cpu_seconds()?);
     let sql = tempfile::tempdir()?;
-    for (name, text) in FILES {
+    for (name, text) in files {
         std::fs::write(sql.path().join(name), text)?;
     }
-    let place = Place {
-        folder: sql.path().to_owned(),
-        partitions: PARTITIONS,
-        retention: Duration::from_secs(86_400),
-    };
+    let place = Place { folder: sql.path().to_owned(), partitions, retention: Duration::from_secs(86_400) };
     let seat = Seat::occupy(log, place, &Settings::default(), &tasks).await?;
     let engine = seat.engine().ok_or("no engine")?;
     loop {
