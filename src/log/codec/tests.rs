@@ -121,7 +121,10 @@ fn read_all(codec: &RecordCodec, records: &[Record], columns: &[usize]) -> (Vec<
     let (mut found, mut bad, mut calls, mut rest) = (Vec::new(), Vec::new(), 0, records);
     while !rest.is_empty() {
         let decoded = codec.decode_some(0, rest, columns);
-        assert_eq!((decoded.ends.len(), decoded.ends.last()), (decoded.taken, Some(&decoded.batch.num_rows())));
+        assert_eq!(
+            (decoded.ends.len(), decoded.ends.last()),
+            (decoded.taken, Some(&decoded.batch.num_rows()))
+        );
         found.extend(rows(&decoded.batch));
         bad.extend(decoded.bad.iter().map(|(place, _)| records.len() - rest.len() + place));
         rest = &rest[decoded.taken..];
