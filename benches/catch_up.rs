@@ -1,15 +1,22 @@
 //! How fast the engine catches up from the log: rows per CPU-second of the whole process, all threads counted.
 //!
 //! ```text
-//! cargo bench --bench catch_up -- [rows=20000000] [record_rows=20000] [rate=10000] [queries=1 shape=above|keys]
-//!   [kafka=HOST:PORT]
+//! cargo bench --bench catch_up -- [rows=20000000] [record_rows=20000] [format=arrow|json|lines] [partitions=3]
+//!                                 [rate=10000] [queries=1 shape=above|keys] [kafka=HOST:PORT] [PROPERTY=VALUE …]
 //! ```
 //!
 //! Fills a log with the shipped `reactions` (50 emojis by a falling frequency, one room, 13-byte user ids, 10,000
-//! reactions, or `rate=`, per second of event time), then starts the engine with the shipped `emoji_counts` and waits until every row
-//! is counted or open. With `queries=` it does the same for so many together afterwards, which differ above the cut or in
-//! their keys, and tells how many times the one query's CPU time that took. No row is given out before all have begun.
-//! Without `kafka=` it uses the embedded log in a temporary folder. Linux only: reads `/proc/self`.
+//! reactions, or `rate=`, per second of event time), then starts the engine with the shipped `emoji_counts` and waits until
+//! every row is counted or open. With `queries=` it does the same for so many together afterwards, which differ above the
+//! cut or in their keys, and tells how many times the one query's CPU time that took. No row is given out before all have
+//! begun. Without `kafka=` it uses the embedded log in a temporary folder. What has a point in its name is a
+//! property of librdkafka: `compression.type=zstd` compresses what is written. Records of JSON are written without
+//! headers, as foreign writers do. Linux only: reads `/proc/self`.
+//!
+//! What the profile said of reading 20 million rows from Kafka, before the changes that it led to: a quarter was the
+//! system's copy out of the socket; a sixth a wait for deliveries that span instead of sleeping; a sixth the copy out of
+//! librdkafka, most of it pages that the system mapped and cleared for every record; a sixth decoding and counting. Of
+//! the embedded log a quarter was the allocator.
 
 #![allow(clippy::print_stdout)] // its result is what it prints
 
@@ -33,9 +40,7 @@ use tokio::time::Instant;
 
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
-const TABLES: &str = include_str!("../sql/tables.sql");
 const EMOJI_COUNTS: &str = include_str!("../sql/emoji_counts.sql");
-const PARTITIONS: u32 = 3;
 /// As many keys as queries, each of one column.
 const KEYS: [&str; 10] = [
     "emoji_type",
@@ -50,6 +55,50 @@ const KEYS: [&str; 10] = [
     "concat(emoji_type, '5')",
 ];
 
+/// What is measured.
+struct Case {
+    rows: usize,
+    record_rows: usize,
+    partitions: u32,
+    /// Rows per second of event time.
+    rate: i64,
+    tables: String,
+    has_headers: bool,
+}
+
+impl Case {
+    fn of(options: &BTreeMap<String, String>) -> Result<Self, AnyError> {
+        let number = |name: &str, default: usize| {
+            options
+                .get(name)
+                .map_or(Ok(default), |text| text.parse())
+                .map_err(|_| format!("{name} is no number"))
+        };
+        let (format, record_rows, rows) = match options.get("format").map_or("arrow", String::as_str) {
+            "arrow" => ("'arrow'", 20_000, 20_000_000),
+            "json" => ("'json'", 1, 2_000_000),
+            "lines" => ("'json', 'framing' = 'newline'", 1000, 5_000_000),
+            other => return Err(format!("format={other}; there are arrow, json and lines").into()),
+        };
+        let tables =
+            include_str!("../sql/tables.sql").replacen("format = 'arrow'", &format!("format = {format}"), 1);
+        Ok(Self {
+            rows: number("rows", rows)?,
+            record_rows: if record_rows == 1 { 1 } else { number("record_rows", record_rows)? },
+            partitions: u32::try_from(number("partitions", 3)?)?,
+            rate: i64::try_from(number("rate", 10_000)?)?,
+            tables,
+            has_headers: format == "'arrow'",
+        })
+    }
+
+    fn program(&self) -> Result<Program, AnyError> {
+        let files = [("tables.sql", self.tables.as_str()), ("emoji_counts.sql", EMOJI_COUNTS)];
+        let files = files.map(|(name, text)| SqlFile { name: name.to_owned(), text: text.to_owned() });
+        plan_program(&files).map_err(|found| format!("{found:?}").into())
+    }
+}
+
 #[tokio::main]
 async fn main() -> Result<(), AnyError> {
     let options: BTreeMap<String, String> = std::env::args()
@@ -57,72 +106,68 @@ async fn main() -> Result<(), AnyError> {
             argument.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()))
         })
         .collect();
-    let number =
-        |name: &str, default: usize| options.get(name).and_then(|text| text.parse().ok()).unwrap_or(default);
-    let (rows, record_rows) = (number("rows", 20_000_000), number("record_rows", 20_000));
-    let (rate, queries) = (number("rate", 10_000), number("queries", 1));
+    let case = Case::of(&options)?;
     let folder = tempfile::tempdir()?;
-    let log = open(options.get("kafka"), folder.path()).await?;
-    let program = program()?;
+    let log = open(&options, folder.path()).await?;
+    let program = case.program()?;
     let mut topics = system_topics();
     topics.extend(
-        program.tables.iter().map(|table| table_topic(table, PARTITIONS, Duration::from_secs(86_400))),
+        program.tables.iter().map(|table| table_topic(table, case.partitions, Duration::from_secs(86_400))),
     );
     log.create_topics(&topics).await?;
     let began = Instant::now();
-    let bytes = fill(log.as_ref(), &program, rows, record_rows, rate as i64).await?;
+    let bytes = fill(log.as_ref(), &program, &case).await?;
+    let Case { rows, .. } = case;
     eprintln!("filled {rows} rows in {:.1?}, {:.1} bytes a row", began.elapsed(), bytes as f64 / rows as f64);
-    let one = measure(&log, &[("one".to_owned(), EMOJI_COUNTS.to_owned())], rows, record_rows).await?;
+    let one = measure(&log, &case, &[("one".to_owned(), EMOJI_COUNTS.to_owned())]).await?;
+    let queries: usize = options.get("queries").map_or(Ok(1), |text| text.parse())?;
     if queries > 1 {
         let differ_in_keys = options.get("shape").is_some_and(|shape| shape == "keys");
-        let text = |n: usize| match differ_in_keys {
-            true => EMOJI_COUNTS
-                .replace(
-                    "window, room, emoji_type, count(*)",
-                    &format!("window, room, {} AS emoji_type, count(*)", KEYS[n % KEYS.len()]),
-                )
-                .replace("GROUP BY window, room, emoji_type", "GROUP BY 1, 2, 3"),
-            false => EMOJI_COUNTS.replace("1000", &format!("{}", 1000 + n)),
-        };
-        let several: Vec<(String, String)> = (0..queries).map(|n| (format!("q{n}"), text(n))).collect();
-        let several = measure(&log, &several, rows, record_rows).await?;
+        let several: Vec<_> = (0..queries).map(|n| (format!("q{n}"), query(n, differ_in_keys))).collect();
+        let several = measure(&log, &case, &several).await?;
         println!("catch_up: {queries} queries cost {:.2} times what one costs", several / one);
     }
     Ok(())
 }
 
-async fn open(kafka: Option<&String>, folder: &std::path::Path) -> Result<Arc<dyn Log>, AnyError> {
-    Ok(match kafka {
+/// The n-th of several queries.
+fn query(n: usize, differs_in_keys: bool) -> String {
+    if !differs_in_keys {
+        return EMOJI_COUNTS.replace("1000", &format!("{}", 1000 + n));
+    }
+    let keyed = format!("window, room, {} AS emoji_type, count(*)", KEYS[n % KEYS.len()]);
+    EMOJI_COUNTS
+        .replace("window, room, emoji_type, count(*)", &keyed)
+        .replace("GROUP BY window, room, emoji_type", "GROUP BY 1, 2, 3")
+}
+
+async fn open(
+    options: &BTreeMap<String, String>,
+    folder: &std::path::Path,
+) -> Result<Arc<dyn Log>, AnyError> {
+    Ok(match options.get("kafka") {
         Some(bootstrap) => {
-            let bootstrap_servers = bootstrap.clone();
-            let settings = emostream::log::kafka::KafkaSettings { bootstrap_servers, ..Default::default() };
+            let mut settings = emostream::log::kafka::KafkaSettings::new(bootstrap.as_str());
+            let named = options.iter().filter(|(name, _)| name.contains('.'));
+            settings.properties = named.map(|(name, value)| (name.clone(), value.clone())).collect();
             emostream::log::kafka::KafkaLog::connect(settings).await?
         }
         None => emostream::log::embedded::EmbeddedLog::open(folder, Default::default())?,
     })
 }
 
-fn program() -> Result<Program, AnyError> {
-    let files = [("tables.sql", TABLES), ("emoji_counts.sql", EMOJI_COUNTS)];
-    let files = files.map(|(name, text)| SqlFile { name: name.to_owned(), text: text.to_owned() });
-    plan_program(&files).map_err(|found| format!("{found:?}").into())
-}
-
 /// Returns how many bytes of values were written.
-async fn fill(
-    log: &dyn Log,
-    program: &Program,
-    rows: usize,
-    record_rows: usize,
-    rate: i64,
-) -> Result<usize, AnyError> {
+async fn fill(log: &dyn Log, program: &Program, case: &Case) -> Result<usize, AnyError> {
+    let Case { rows, record_rows, partitions, .. } = *case;
+    // As many records as are encoded, and appended, together.
+    let batch_rows = record_rows.max(20_000);
     let codec = RecordCodec::new(&program.queries[0].sources[0]);
     let topic = &program.queries[0].sources[0].topic;
     let start_ns = 1_700_000_000_000_000_000_i64;
     let (mut written, mut bytes) = (0, 0);
-    let mut pending: Vec<Vec<NewRecord>> = vec![Vec::new(); PARTITIONS as usize];
+    let mut pending: Vec<Vec<NewRecord>> = vec![Vec::new(); partitions as usize];
     while written < rows {
-        let numbers = written..(written + record_rows).min(rows);
+        let numbers = written..(written + batch_rows).min(rows);
         // Squaring makes low numbers likelier: a falling frequency, as emojis have.
         let emoji = |n: usize| {
             let spread = (n.wrapping_mul(2_654_435_761) >> 7) % 2_500;
@@ -140,16 +185,23 @@ async fn fill(
             Arc::new(
                 numbers
                     .clone()
-                    .map(|n| Some(start_ns + n as i64 * (1_000_000_000 / rate)))
+                    .map(|n| Some(start_ns + n as i64 * (1_000_000_000 / case.rate)))
                     .collect::<TimestampNanosecondArray>(),
             ),
         ];
-        let records = codec.encode(&RecordBatch::try_new(Arc::clone(codec.schema()), columns)?)?;
+        let batch = RecordBatch::try_new(Arc::clone(codec.schema()), columns)?;
+        let mut records = Vec::new();
+        for from in (0..batch.num_rows()).step_by(record_rows) {
+            records.extend(codec.encode(&batch.slice(from, record_rows.min(batch.num_rows() - from)))?);
+        }
+        if !case.has_headers {
+            records.iter_mut().for_each(|record| record.headers.clear());
+        }
         bytes += records.iter().flat_map(|record| &record.value).map(|value| value.len()).sum::<usize>();
-        let partition = (written / record_rows) % PARTITIONS as usize;
+        let partition = (written / batch_rows) % partitions as usize;
         pending[partition].extend(records);
         written = numbers.end;
-        if pending[partition].len() == 20 || written == rows {
+        if pending[partition].len() >= 20 || written == rows {
             for (partition, records) in
                 pending.iter_mut().enumerate().filter(|(_, records)| !records.is_empty())
             {
@@ -161,20 +213,16 @@ async fn fill(
 }
 
 /// Runs these queries, by name, over all that is there. Returns the CPU-seconds that took.
-async fn measure(
-    log: &Arc<dyn Log>,
-    queries: &[(String, String)],
-    rows: usize,
-    record_rows: usize,
-) -> Result<f64, AnyError> {
+async fn measure(log: &Arc<dyn Log>, case: &Case, queries: &[(String, String)]) -> Result<f64, AnyError> {
+    let Case { rows, record_rows, partitions, .. } = *case;
     let (tasks, sql) = (Tasks::new(), tempfile::tempdir()?);
-    std::fs::write(sql.path().join("tables.sql"), TABLES)?;
+    std::fs::write(sql.path().join("tables.sql"), &case.tables)?;
     for (name, text) in queries {
         std::fs::write(sql.path().join(format!("{name}.sql")), text)?;
     }
     let place = Place {
         folder: sql.path().to_owned(),
-        partitions: PARTITIONS,
+        partitions,
         retention: Duration::from_secs(86_400),
         servers: Vec::new(),
     };

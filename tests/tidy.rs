@@ -53,6 +53,7 @@ const PURE: &[&str] = &[
     "src/engine/connector/impulse",
     "src/engine/aggregate",
     "src/engine/groups",
+    "src/engine/texts",
     "src/engine/expression",
     "src/engine/closing",
     "src/engine/early",

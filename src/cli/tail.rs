@@ -285,7 +285,7 @@ mod tests {
         let expected = r#"{"text":"😀 \"x\"","time":"1970-01-01T00:00:01.500Z","number":9223372036854775807,"yes":true}"#;
         assert_eq!(Value::Object(rows[0].clone()).to_string(), expected);
         assert!(!rows[0].contains_key("final"));
-        let early = Record { headers: vec![(HEADER_FINAL.to_owned(), "false".into())], ..record.clone() };
+        let early = Record { headers: vec![(HEADER_FINAL.into(), "false".into())], ..record.clone() };
         assert_eq!(rows_of(&codec, &early).unwrap()[0]["final"], Value::Bool(false));
         assert_eq!(rows[1]["text"], Value::Null);
         assert_eq!(rows.len(), 20);

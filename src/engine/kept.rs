@@ -179,7 +179,7 @@ mod tests {
         let (topic, first) = &kept.records()[0];
         assert_eq!((topic.as_str(), first.value.as_ref().unwrap().len()), (TOPIC_BAD, MAX_VALUE_BYTES));
         let headers: Vec<(&str, &[u8])> =
-            first.headers.iter().map(|(name, value)| (name.as_str(), value.as_ref())).collect();
+            first.headers.iter().map(|(name, value)| (name.as_ref(), value.as_ref())).collect();
         let expected: [(&str, &[u8]); 6] = [
             ("query", b"q"),
             ("topic", b"t"),

@@ -70,6 +70,7 @@ mod steps;
 mod tail;
 mod taken;
 mod takeover;
+mod texts;
 mod ticks;
 pub mod watermark;
 pub mod window;

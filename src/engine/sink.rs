@@ -10,14 +10,14 @@ use arrow::compute::{cast, take_record_batch};
 use arrow::datatypes::{DataType, Schema};
 use bytes::Bytes;
 use datafusion::common::{DataFusionError, Result, internal_err};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::closing::{ClosedOutput, ClosedWindow};
 use crate::log::codec::{CodecError, RecordCodec, record_schema};
 use crate::log::result_row::COLUMN_ROOM;
 use crate::log::{
     HEADER_FINAL, HEADER_REVISION, HEADER_ROWS, HEADER_WINDOW_END, HEADER_WINDOW_ROWS, HEADER_WINDOW_START,
-    NewRecord,
+    NewRecord, header_name,
 };
 use crate::reaction::json::json_value;
 use crate::reaction::live::DEFAULT_ROOM;
@@ -76,18 +76,18 @@ pub fn records(
     for one in &all {
         *rows_of_room.entry(one.room.clone()).or_default() += one.rows;
     }
-    let start = format_rfc3339(closed.window.start);
-    let end = format_rfc3339(closed.window.end);
-    let records = all.into_iter().map(|one| {
+    // The same for all rows: made once.
+    let header = |name, text: String| (header_name(name), Bytes::from(text));
+    let headers = [
+        header(HEADER_WINDOW_START, format_rfc3339(closed.window.start)),
+        header(HEADER_WINDOW_END, format_rfc3339(closed.window.end)),
+        header(HEADER_FINAL, word.is_final.to_string()),
+        header(HEADER_REVISION, word.revision.to_string()),
+    ];
+    let records = all.into_iter().map(|mut one| {
         let window_rows = rows_of_room.get(&one.room).copied().unwrap_or_default();
-        let record = one
-            .record
-            .header(HEADER_WINDOW_START, start.as_str())
-            .header(HEADER_WINDOW_END, end.as_str())
-            .header(HEADER_FINAL, if word.is_final { "true" } else { "false" })
-            .header(HEADER_REVISION, word.revision.to_string())
-            .header(HEADER_WINDOW_ROWS, window_rows.to_string());
-        (one.partition, record)
+        one.record.headers.extend_from_slice(&headers);
+        (one.partition, one.record.header(HEADER_WINDOW_ROWS, window_rows.to_string()))
     });
     Ok(records.collect())
 }
@@ -115,14 +115,15 @@ fn written(sink: &Table, partitions: u32, batch: &RecordBatch) -> Result<Vec<Wri
     let stamps = Stamps::new(sink, batch)?;
     match sink.record_format() {
         Format::Json => {
-            let rows = json_rows(sink, batch)?.into_iter().zip(0..).map(|(row, place)| {
-                let key = sink.key_field.as_ref().and_then(|field| row.get(field)).map(text_of);
-                let value = serde_json::to_vec(&row).map_err(external)?;
-                let mut written = one(key, room_of(row.get(COLUMN_ROOM)), 1, Some(value.into()));
-                written.record.timestamp_ms = stamps.of([place]);
+            let rows = JsonRows::new(sink, batch);
+            let row = |place: usize| {
+                let key = rows.of_column(rows.key, place)?.as_ref().map(text_of);
+                let room = room_of(rows.of_column(rows.room, place)?.as_ref());
+                let mut written = one(key, room, 1, Some(rows.object(place)?.into()));
+                written.record.timestamp_ms = stamps.of([place as u64]);
                 Ok(written)
-            });
-            rows.collect()
+            };
+            (0..batch.num_rows()).map(row).collect()
         }
         Format::RawString => {
             let texts = cast(batch.column(0), &DataType::Utf8)?;
@@ -229,17 +230,45 @@ fn partition_of(key: &[u8], partitions: u32) -> u32 {
     hash % partitions.max(1)
 }
 
-fn json_rows(sink: &Table, batch: &RecordBatch) -> Result<Vec<Map<String, Value>>> {
-    let mut rows = vec![Map::with_capacity(sink.columns.len()); batch.num_rows()];
-    for (column, values) in sink.columns.iter().zip(batch.columns()) {
-        for (place, row) in rows.iter_mut().enumerate() {
-            let Some(value) = json_value(values, place) else {
-                return internal_err!("no JSON form for {}", values.data_type());
-            };
-            row.insert(column.name.clone(), value);
+/// A batch of rows on their way into JSON.
+struct JsonRows<'a> {
+    columns: &'a [ArrayRef],
+    /// By column: `{"name":` or `,"name":`.
+    heads: Vec<String>,
+    key: Option<usize>,
+    room: Option<usize>,
+}
+
+impl<'a> JsonRows<'a> {
+    fn new(sink: &Table, batch: &'a RecordBatch) -> Self {
+        let heads = sink.columns.iter().enumerate().map(|(place, column)| {
+            format!("{}{}:", if place == 0 { '{' } else { ',' }, Value::from(column.name.as_str()))
+        });
+        let place = |name: &str| sink.column(name).map(|(place, _)| place);
+        let (heads, key) = (heads.collect(), sink.key_field.as_deref().and_then(place));
+        Self { columns: batch.columns(), heads, key, room: place(COLUMN_ROOM) }
+    }
+
+    fn of_column(&self, column: Option<usize>, row: usize) -> Result<Option<Value>> {
+        column.map(|column| self.value(column, row)).transpose()
+    }
+
+    fn value(&self, column: usize, row: usize) -> Result<Value> {
+        match json_value(&self.columns[column], row) {
+            Some(value) => Ok(value),
+            None => internal_err!("no JSON form for {}", self.columns[column].data_type()),
         }
     }
-    Ok(rows)
+
+    fn object(&self, row: usize) -> Result<Vec<u8>> {
+        let mut object = Vec::with_capacity(32 * (self.columns.len() + 1));
+        for (column, head) in self.heads.iter().enumerate() {
+            object.extend_from_slice(head.as_bytes());
+            serde_json::to_writer(&mut object, &self.value(column, row)?).map_err(external)?;
+        }
+        object.push(b'}');
+        Ok(object)
+    }
 }
 
 #[cfg(test)]

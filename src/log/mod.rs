@@ -19,6 +19,7 @@ pub mod kafka;
 pub mod program;
 pub mod result_row;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -70,6 +71,24 @@ pub fn cluster_topic(cluster: &str) -> String {
     format!("emostream.cluster.{cluster}")
 }
 
+/// A record's headers, in order; names may repeat.
+pub type Headers = Vec<(Cow<'static, str>, Bytes)>;
+
+/// The name of a header; those named above are not copied.
+pub fn header_name(name: &str) -> Cow<'static, str> {
+    const KNOWN: [&str; 7] = [
+        HEADER_ROWS,
+        HEADER_CONTENT_TYPE,
+        HEADER_WINDOW_START,
+        HEADER_WINDOW_END,
+        HEADER_FINAL,
+        HEADER_REVISION,
+        HEADER_WINDOW_ROWS,
+    ];
+    let known = KNOWN.into_iter().find(|known| *known == name);
+    known.map_or_else(|| Cow::Owned(name.to_owned()), Cow::Borrowed)
+}
+
 /// A record to be written.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct NewRecord {
@@ -77,8 +96,8 @@ pub struct NewRecord {
     pub key: Option<Bytes>,
     /// `None` is a tombstone: on a compacted topic it removes the key.
     pub value: Option<Bytes>,
-    /// In order; names may repeat.
-    pub headers: Vec<(String, Bytes)>,
+    /// See [`Headers`].
+    pub headers: Headers,
     /// What the record is stamped with, milliseconds since the Unix epoch, where the topic does not say
     /// [`TopicSpec::log_append_time`]; `None`: when it is written.
     pub timestamp_ms: Option<i64>,
@@ -93,7 +112,7 @@ impl NewRecord {
     /// Adds a header with a text value.
     #[must_use]
     pub fn header(mut self, name: &str, value: impl Into<String>) -> Self {
-        self.headers.push((name.to_owned(), Bytes::from(value.into())));
+        self.headers.push((header_name(name), Bytes::from(value.into())));
         self
     }
 }
@@ -109,8 +128,8 @@ pub struct Record {
     pub key: Option<Bytes>,
     /// See [`NewRecord::value`].
     pub value: Option<Bytes>,
-    /// See [`NewRecord::headers`].
-    pub headers: Vec<(String, Bytes)>,
+    /// See [`Headers`].
+    pub headers: Headers,
 }
 
 impl Record {

@@ -3,6 +3,8 @@
 //! Arrow's own builders would do for filling; joining the rows of many small requests into one batch would then
 //! need the concatenation kernel and an allocation per request and column.
 
+mod bulk;
+
 use std::sync::Arc;
 
 use arrow::array::{
@@ -130,10 +132,7 @@ impl Column {
             }
             Values::Coded(dictionary) => {
                 dictionary.push(text);
-                if dictionary.is_wide() {
-                    let (offsets, bytes) = std::mem::take(dictionary).into_plain();
-                    self.values = Values::Text { offsets, bytes };
-                }
+                self.spell_out_if_wide();
             }
             Values::Timestamp(values) => values.push(parse_time(text).map_err(Mismatch::Time)?),
             Values::Bytea { offsets, bytes } => {
@@ -379,6 +378,16 @@ impl Column {
             }
             Values::Coded(dictionary) => dictionary.text_bytes(),
             _ => 0,
+        }
+    }
+
+    /// Ends a dictionary that does not pay.
+    fn spell_out_if_wide(&mut self) {
+        if let Values::Coded(dictionary) = &mut self.values
+            && dictionary.is_wide()
+        {
+            let (offsets, bytes) = std::mem::take(dictionary).into_plain();
+            self.values = Values::Text { offsets, bytes };
         }
     }
 

@@ -39,23 +39,54 @@ impl Dictionary {
 
     /// Appends a row.
     pub fn push(&mut self, text: &str) {
-        let text = text.as_bytes();
+        let key = self.known(text.as_bytes()).unwrap_or_else(|hash| self.insert(hash, text));
+        self.keys.push(key);
+    }
+
+    /// Appends a row; `None` when the text is not UTF-8. Only text that is new is looked at.
+    pub fn push_utf8(&mut self, text: &[u8]) -> Option<()> {
+        let key = match self.known(text) {
+            Ok(key) => key,
+            Err(hash) => self.insert(hash, std::str::from_utf8(text).ok()?),
+        };
+        self.keys.push(key);
+        Some(())
+    }
+
+    /// Appends rows by keys: which of `texts` each is. `None` when a key is none of them; then no row is appended.
+    pub fn extend(&mut self, texts: &[&str], keys: &[[u8; 4]]) -> Option<()> {
+        let known = |key: &[u8; 4]| (u32::from_le_bytes(*key) as usize) < texts.len();
+        if !keys.iter().all(known) {
+            return None;
+        }
+        let own = |text: &&str| self.known(text.as_bytes()).unwrap_or_else(|hash| self.insert(hash, text));
+        let own: Vec<i32> = texts.iter().map(own).collect();
+        match own[..] {
+            [only] => self.keys.resize(self.keys.len() + keys.len(), only),
+            _ => self.keys.extend(keys.iter().map(|key| own[u32::from_le_bytes(*key) as usize])),
+        }
+        Some(())
+    }
+
+    /// The key of a value; of a new one its hash.
+    fn known(&self, text: &[u8]) -> Result<i32, u64> {
         // Rooms, and emojis in a burst, mostly repeat the row before.
         if let Some(&last) = self.keys.last()
-            && value(&self.offsets, &self.bytes, last) == text
+            && self.value(last) == text
         {
-            return self.keys.push(last);
+            return Ok(last);
         }
-        let Self { keys, offsets, bytes, places, hasher } = self;
-        let hash = hasher.hash_one(text);
-        if let Some(&key) = places.find(hash, |&key| value(offsets, bytes, key) == text) {
-            return keys.push(key);
-        }
+        let hash = self.hasher.hash_one(text);
+        self.places.find(hash, |&key| self.value(key) == text).copied().ok_or(hash)
+    }
+
+    fn insert(&mut self, hash: u64, text: &str) -> i32 {
+        let Self { offsets, bytes, places, hasher, .. } = self;
         let key = offset(offsets.len() - 1);
-        bytes.extend_from_slice(text);
+        bytes.extend_from_slice(text.as_bytes());
         offsets.push(offset(bytes.len()));
         places.insert_unique(hash, key, |&key| hasher.hash_one(value(offsets, bytes, key)));
-        keys.push(key);
+        key
     }
 
     /// Appends a row without a value; that it has none is the caller's to say.

@@ -8,6 +8,7 @@
 //! before the library is asked to build an array from it, and that last step is isolated.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, PoisonError};
 
@@ -24,12 +25,15 @@ use ::arrow::ipc::{Message, MetadataVersion, root_as_message};
 use bytes::Bytes;
 use hashbrown::HashMap as FastMap;
 
+use super::arrow_small::Usual;
 use super::{CodecError, MAX_READ_ROWS, Origin, RecordCodec, damaged, new_record};
 use crate::log::{ARROW_STREAM, NewRecord};
 use crate::reaction::columns::{Column as Growing, shortened};
 
 /// What a record's compressed buffers may hold together once they are decompressed. Hundred times a usual record.
 const MAX_INFLATED: u64 = 64 << 20;
+/// How many schemas are remembered.
+const MAX_KNOWN: usize = 16;
 
 pub(super) fn encode(batch: &RecordBatch) -> Result<NewRecord, CodecError> {
     let batch = with_dictionaries(batch)?;
@@ -63,14 +67,17 @@ fn read(
     value: &Bytes,
     columns: &[usize],
 ) -> Result<RecordBatch, CodecError> {
-    let mut messages = Messages { rest: Buffer::from(value.clone()), inflated: 0 };
+    let buffer = Buffer::from(value.clone());
+    let mut messages = Messages::of(value);
     let known = known(codec, &mut messages, columns)?;
     let Known { schema, wanted, version, .. } = known.as_ref();
     let mut dictionaries = HashMap::new();
     let mut found: Option<RecordBatch> = None;
     while let Some(description) = messages.description()? {
+        let description = aligned(description);
         let head = parse(&description)?;
         let body = messages.body(head.bodyLength())?;
+        let body = buffer.slice_with_length(body.start, body.len());
         if let Some(batch) = head.header_as_dictionary_batch() {
             let data = batch.data().ok_or_else(|| broken("a dictionary has no values"))?;
             messages.check(data, &body)?;
@@ -100,26 +107,45 @@ fn read(
     if wanted.is_all { Ok(batch) } else { wanted.fill(codec, from, &batch, columns) }
 }
 
-/// A schema as records describe it. Writers describe all of theirs alike, so that the last one is mostly the next.
+/// A schema as records describe it.
 #[derive(Debug)]
 pub(super) struct Known {
-    description: Buffer,
+    description: Vec<u8>,
     columns: Vec<usize>,
-    body: i64,
+    pub(super) body: i64,
     version: MetadataVersion,
     schema: SchemaRef,
     wanted: Wanted,
+    /// How small records of it are read; `None` where they are not usual.
+    pub(super) usual: Option<Usual>,
 }
 
+impl Known {
+    /// Whether records describe it so, for one who wants these columns.
+    pub(super) fn is(&self, description: &[u8], columns: &[usize]) -> bool {
+        self.description == description && self.columns == columns
+    }
+}
+
+/// The schemas last seen, newest first: writers describe theirs alike, and which of a small record's text columns are
+/// dictionaries depends on its rows.
+pub(super) type KnownSchemas = Arc<Vec<Arc<Known>>>;
+
 /// What the stream begins with.
-fn known(codec: &RecordCodec, messages: &mut Messages, columns: &[usize]) -> Result<Arc<Known>, CodecError> {
+fn known(
+    codec: &RecordCodec,
+    messages: &mut Messages<'_>,
+    columns: &[usize],
+) -> Result<Arc<Known>, CodecError> {
     let description = messages.description()?.ok_or_else(|| broken("it is empty"))?;
-    let last = codec.last_schema.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let known = match last {
-        Some(last) if last.columns == columns && last.description == description => last,
-        _ => {
-            let known = Arc::new(learn(codec, &description, columns)?);
-            *codec.last_schema.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&known));
+    let seen = codec.known_schemas();
+    let known = match seen.iter().find(|known| known.is(description, columns)) {
+        Some(known) => Arc::clone(known),
+        None => {
+            let known = Arc::new(learn(codec, description, columns)?);
+            let others = seen.iter().take(MAX_KNOWN - 1).cloned();
+            let all = std::iter::once(Arc::clone(&known)).chain(others).collect();
+            *codec.known_schemas.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(all);
             known
         }
     };
@@ -127,45 +153,52 @@ fn known(codec: &RecordCodec, messages: &mut Messages, columns: &[usize]) -> Res
     Ok(known)
 }
 
-fn learn(codec: &RecordCodec, description: &Buffer, columns: &[usize]) -> Result<Known, CodecError> {
-    let head = parse(description)?;
+fn learn(codec: &RecordCodec, description: &[u8], columns: &[usize]) -> Result<Known, CodecError> {
+    let head = aligned(description);
+    let head = parse(&head)?;
     let schema = head.header_as_schema().ok_or_else(|| broken("it does not begin with a schema"))?;
     let schema = Arc::new(fb_to_schema(schema));
+    let wanted = Wanted::find(codec, &schema, columns)?;
     Ok(Known {
-        // Not a piece of the record, which would be kept with it.
-        description: Buffer::from(description.as_slice()),
+        description: description.to_vec(),
         columns: columns.to_vec(),
         body: head.bodyLength(),
         version: head.version(),
-        wanted: Wanted::find(codec, &schema, columns)?,
+        usual: if wanted.is_all { Usual::of(&schema, &wanted.present) } else { None },
+        wanted,
         schema,
     })
 }
 
-fn parse(head: &Buffer) -> Result<Message<'_>, CodecError> {
+fn parse(head: &[u8]) -> Result<Message<'_>, CodecError> {
     root_as_message(head).map_err(|error| broken(&error.to_string()))
 }
 
 /// The messages of a stream, each within its bounds.
-struct Messages {
-    rest: Buffer,
+pub(super) struct Messages<'v> {
+    value: &'v [u8],
+    next: usize,
     /// What the compressed buffers seen so far claim to hold.
     inflated: u64,
 }
 
-impl Messages {
+impl<'v> Messages<'v> {
+    pub(super) fn of(value: &'v [u8]) -> Self {
+        Self { value, next: 0, inflated: 0 }
+    }
+
     /// The next message's description; `None` at the end of the stream. Its body follows.
-    fn description(&mut self) -> Result<Option<Buffer>, CodecError> {
+    pub(super) fn description(&mut self) -> Result<Option<&'v [u8]>, CodecError> {
         let cut = || broken("it ends within a message");
-        let mut place = 0;
+        let at = self.next;
         let mut length = || {
-            let word: [u8; 4] = self.rest.get(place..place + 4)?.try_into().ok()?;
-            place += 4;
+            let word: [u8; 4] = self.value.get(self.next..self.next + 4)?.try_into().ok()?;
+            self.next += 4;
             Some(u32::from_le_bytes(word))
         };
         // Streams of old writers lack the continuation marker, and may lack the end.
         let head = match length() {
-            None if self.rest.is_empty() => return Ok(None),
+            None if self.value.len() == at => return Ok(None),
             Some(u32::MAX) => length(),
             other => other,
         };
@@ -173,19 +206,22 @@ impl Messages {
         if head == 0 {
             return Ok(None);
         }
-        let end = place.checked_add(head).filter(|end| *end <= self.rest.len()).ok_or_else(cut)?;
-        let description = aligned(self.rest.slice_with_length(place, head));
-        self.rest = self.rest.slice(end);
-        Ok(Some(description))
+        self.take(head).map(Some)
     }
 
-    /// The body of the message just described.
-    fn body(&mut self, length: i64) -> Result<Buffer, CodecError> {
-        let length = usize::try_from(length).ok().filter(|length| *length <= self.rest.len());
-        let length = length.ok_or_else(|| broken("it ends within a message"))?;
-        let body = self.rest.slice_with_length(0, length);
-        self.rest = self.rest.slice(length);
-        Ok(body)
+    /// Where the body of the message just described lies.
+    pub(super) fn body(&mut self, length: i64) -> Result<Range<usize>, CodecError> {
+        let start = self.next;
+        let length = usize::try_from(length).map_err(|_| broken("it ends within a message"))?;
+        self.take(length).map(|body| start..start + body.len())
+    }
+
+    fn take(&mut self, length: usize) -> Result<&'v [u8], CodecError> {
+        let end = self.next.checked_add(length);
+        let taken = end.and_then(|end| self.value.get(self.next..end));
+        let taken = taken.ok_or_else(|| broken("it ends within a message"))?;
+        self.next += length;
+        Ok(taken)
     }
 
     /// That a batch's buffers lie in its body, and that neither they nor its rows claim more than is read.
@@ -220,12 +256,9 @@ impl Messages {
     }
 }
 
-/// Descriptions are read in place, for which they must lie at a multiple of eight.
-fn aligned(description: Buffer) -> Buffer {
-    match description.as_ptr().align_offset(8) {
-        0 => description,
-        _ => Buffer::from(description.as_slice()),
-    }
+/// Descriptions are read in place, for which they must lie at a multiple of eight; buffers of their own do.
+fn aligned(description: &[u8]) -> Buffer {
+    Buffer::from(description)
 }
 
 /// Which of a record's columns are read.

@@ -12,8 +12,8 @@ use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, Visitor};
 
 use super::json_plain::{self, Usual};
 use super::{
-    CodecError, Decoded, ENOUGH_ROWS, JsonText, MAX_BYTES, MAX_READ_ROWS, MAX_ROWS, Origin, RecordCodec,
-    check_count, new_record, value,
+    CodecError, Decoded, ENOUGH_ROWS, ENOUGH_TEXT, JsonText, MAX_BYTES, MAX_READ_ROWS, MAX_ROWS, Origin,
+    RecordCodec, check_count, new_record, value,
 };
 use crate::log::{NewRecord, Record};
 use crate::reaction::columns::{Column as Growing, Mismatch, shortened};
@@ -25,8 +25,6 @@ const JSON: &str = "application/json";
 const NDJSON: &str = "application/x-ndjson";
 /// About how long a row is, for reserving room.
 const ROW_BYTES: usize = 64;
-/// Rows are not gathered from further records beyond this much text.
-const ENOUGH_TEXT: usize = 16 << 20;
 
 /// What the table's options say of its JSON.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -221,7 +219,7 @@ impl<'a> Reading<'a> {
         // A row of thousands of fields is not worth remembering, nor is a name that is written with escapes.
         let is_plain = !name.bytes().any(|byte| byte == b'"' || byte == b'\\' || byte < 0x20);
         if at == fields.len() && at < 64 && is_plain {
-            fields.push((format!("\"{name}\""), column));
+            fields.push((format!("\"{name}\":"), column));
         }
         column
     }
@@ -230,6 +228,10 @@ impl<'a> Reading<'a> {
     pub(super) fn is_millis(&self, column: usize) -> bool {
         self.options.unix_millis
             && self.codec.columns[self.columns[column]].data_type == ColumnType::Timestamp
+    }
+
+    pub(super) fn is_timestamp(&self, column: usize) -> bool {
+        self.built[column].is_timestamp()
     }
 
     pub(super) fn is_nullable(&self, column: usize) -> bool {
@@ -321,9 +323,9 @@ impl RowReader for Reading<'_> {
     }
 }
 
-/// A field's name without its quotes.
+/// A field's name without its quotes and colon.
 fn unquoted(field: &str) -> &str {
-    field.get(1..field.len() - 1).unwrap_or_default()
+    field.get(1..field.len() - 2).unwrap_or_default()
 }
 
 fn at_line(line: usize, error: CodecError) -> CodecError {

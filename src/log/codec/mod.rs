@@ -11,12 +11,13 @@
 //! at hand: the engine groups by the keys. Two records of one topic may differ in that.
 
 mod arrow;
+mod arrow_small;
 mod json;
 mod json_plain;
 mod json_text;
 mod raw;
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ::arrow::array::{Array, RecordBatch, RecordBatchOptions};
 use ::arrow::datatypes::{Field, Schema, SchemaRef};
@@ -38,6 +39,8 @@ pub const MAX_BYTES: usize = 700_000;
 pub const MAX_READ_ROWS: usize = 1 << 20;
 /// [`RecordCodec::decode_some`] stops at the first record that brings the rows to this many.
 const ENOUGH_ROWS: usize = 8192;
+/// And here: rows are not gathered from further records beyond this much text.
+const ENOUGH_TEXT: usize = 16 << 20;
 
 /// Why a value could not be encoded or decoded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -70,8 +73,8 @@ pub struct RecordCodec {
     /// Of all columns, and of those that records hold.
     all: SchemaRef,
     held: SchemaRef,
-    /// Of the last Arrow record read.
-    last_schema: Arc<Mutex<Option<Arc<arrow::Known>>>>,
+    /// Of the last Arrow records read.
+    known_schemas: Arc<Mutex<arrow::KnownSchemas>>,
 }
 
 /// How a value is laid out.
@@ -129,7 +132,7 @@ impl RecordCodec {
             columns: table.columns.clone(),
             all: arrow_schema(table),
             held: record_schema(table),
-            last_schema: Arc::default(),
+            known_schemas: Arc::default(),
         }
     }
 
@@ -245,8 +248,10 @@ impl RecordCodec {
     /// ```
     pub fn decode_some(&self, partition: u32, records: &[Record], columns: &[usize]) -> Decoded {
         match self.layout {
-            Layout::Arrow => self.one(records, columns, |record, value| {
-                arrow::decode(self, Origin { partition, record }, value, columns)
+            Layout::Arrow => arrow_small::decode(self, records, columns).unwrap_or_else(|| {
+                self.one(records, columns, |record, value| {
+                    arrow::decode(self, Origin { partition, record }, value, columns)
+                })
             }),
             Layout::Json(options) => json::decode(self, options, partition, records, columns),
             Layout::RawString => raw::decode(self, partition, records, columns),
@@ -270,6 +275,10 @@ impl RecordCodec {
             Ok(batch) => Decoded { taken: 1, ends: vec![batch.num_rows()], batch, bad: Vec::new() },
             Err(error) => Decoded { taken: 1, ends: vec![0], bad: vec![(0, error)], ..self.nothing(columns) },
         }
+    }
+
+    fn known_schemas(&self) -> arrow::KnownSchemas {
+        Arc::clone(&self.known_schemas.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn nothing(&self, columns: &[usize]) -> Decoded {

@@ -116,6 +116,49 @@ fn what_is_written_in_any_format_is_read_back() {
     }
 }
 
+/// What a codec reads of the records, call by call: rows, bad records, and how many calls.
+fn read_all(codec: &RecordCodec, records: &[Record], columns: &[usize]) -> (Vec<Value>, Vec<usize>, usize) {
+    let (mut found, mut bad, mut calls, mut rest) = (Vec::new(), Vec::new(), 0, records);
+    while !rest.is_empty() {
+        let decoded = codec.decode_some(0, rest, columns);
+        assert_eq!(
+            (decoded.ends.len(), decoded.ends.last()),
+            (decoded.taken, Some(&decoded.batch.num_rows()))
+        );
+        found.extend(rows(&decoded.batch));
+        bad.extend(decoded.bad.iter().map(|(place, _)| records.len() - rest.len() + place));
+        rest = &rest[decoded.taken..];
+        calls += 1;
+    }
+    (found, bad, calls)
+}
+
+#[test]
+fn small_arrow_records_are_read_together_as_they_are_one_by_one() {
+    let new = || codec_of(Format::Arrow, reactions(), &[]);
+    let codec = new();
+    let mut records = Vec::new();
+    // With and without dictionaries, and one that is not small.
+    for count in [1, 20, 3, 100, 16, 1, 5000, 40, 7] {
+        records.extend(codec.encode(&batch_of(&codec, count)).unwrap().into_iter().map(read));
+    }
+    let (mut cut, mut miscounted) = (records[3].clone(), records[1].clone());
+    cut.value = cut.value.map(|value| value.slice(..value.len() - 100));
+    miscounted.headers = vec![(HEADER_ROWS.into(), Bytes::from("21"))];
+    records.insert(4, cut);
+    records.insert(2, miscounted);
+    for (columns, fewest) in [(ALL, 11), (&[4, 1][..], 7), (&[0], 7), (&[2], 7)] {
+        // A codec that has seen no schema yet reads the general way.
+        let apart = records.iter().map(|record| read_all(&new(), std::slice::from_ref(record), columns));
+        let apart: Vec<_> = apart.collect();
+        let bad: Vec<usize> = (0..records.len()).filter(|&place| !apart[place].1.is_empty()).collect();
+        assert_eq!(bad, [2, 5]);
+        let found: Vec<Value> = apart.into_iter().flat_map(|(found, ..)| found).collect();
+        read_all(&codec, &records, columns);
+        assert_eq!(read_all(&codec, &records, columns), (found, bad, fewest), "{columns:?}");
+    }
+}
+
 #[test]
 fn lines_that_do_not_fit_one_record_become_several_and_a_row_that_fits_none_is_refused() {
     let codec = codec_of(Format::Json, reactions(), &[NEWLINE]);
@@ -447,7 +490,7 @@ fn a_header_that_says_another_number_of_rows_is_not_believed() {
     for (format, options) in [(Format::Arrow, &[][..]), (Format::Json, &[NEWLINE][..])] {
         let codec = codec_of(format, reactions(), options);
         let mut record = read(codec.encode(&batch_of(&codec, 20)).unwrap().remove(0));
-        record.headers = vec![(HEADER_ROWS.to_owned(), Bytes::from("21"))];
+        record.headers = vec![(HEADER_ROWS.into(), Bytes::from("21"))];
         let error = codec.decode(0, &record, ALL).unwrap_err().to_string();
         assert!(error.contains("it has 20 rows, and its header says 21"), "{error}");
     }

@@ -210,7 +210,7 @@ pub(super) fn headers(record: &NewRecord) -> Option<OwnedHeaders> {
         return None;
     }
     let empty = OwnedHeaders::new_with_capacity(record.headers.len());
-    let add = |headers: OwnedHeaders, (key, value): &(String, bytes::Bytes)| {
+    let add = |headers: OwnedHeaders, (key, value): &(std::borrow::Cow<'static, str>, bytes::Bytes)| {
         headers.insert(Header { key, value: Some(value.as_ref()) })
     };
     Some(record.headers.iter().fold(empty, add))

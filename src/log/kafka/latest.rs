@@ -95,7 +95,7 @@ fn scan(
         match consumer.poll(Duration::from_millis(100)) {
             Some(Ok(message)) => {
                 heard = Instant::now();
-                let record = record(&message);
+                let record = record(&message, Bytes::copy_from_slice);
                 let Some(key) = record.key.clone() else { continue };
                 if record.value.is_some() {
                     newest.insert(key, record);

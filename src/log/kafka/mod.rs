@@ -9,6 +9,7 @@
 //! - What blocks runs on the runtime's blocking threads.
 
 mod append;
+mod copies;
 mod ends;
 mod group;
 mod latest;

@@ -15,11 +15,12 @@ use rdkafka::topic_partition_list::Offset;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::copies::Copies;
 use super::ends::{Ends, Watch};
 use super::meta::{Meta, Place, failed};
 use super::settings::{Context, KafkaSettings};
 use super::{blocking, create, number};
-use crate::log::{LogError, ReadBatch, Reader, Record};
+use crate::log::{LogError, ReadBatch, Reader, Record, header_name};
 
 pub(super) struct KafkaReader {
     place: Place,
@@ -29,6 +30,7 @@ pub(super) struct KafkaReader {
     woken: Arc<Notify>,
     /// Only absent while it is dropped.
     source: Option<Source>,
+    copies: Copies,
     /// Where the next read goes on.
     next: i64,
     /// The offset is not in the log: every further read says so.
@@ -73,6 +75,7 @@ impl KafkaReader {
             watch,
             woken,
             source: Some(Source { queue, consumer }),
+            copies: Copies::default(),
             next: offset,
             gone: false,
             failure: None,
@@ -94,7 +97,7 @@ impl KafkaReader {
                 Some(Ok(message)) => {
                     bytes += message.payload_len() + message.key_len();
                     self.next = message.offset() + 1;
-                    records.push(record(&message));
+                    records.push(record(&message, |bytes| self.copies.copy(bytes)));
                 }
                 Some(Err(KafkaError::PartitionEOF(_))) => {}
                 Some(Err(error)) => match error.rdkafka_error_code() {
@@ -198,18 +201,18 @@ fn lasting(place: &Place, error: &KafkaError) -> Option<LogError> {
 }
 
 /// Copies a message out of librdkafka's memory.
-pub(super) fn record(message: &BorrowedMessage<'_>) -> Record {
+pub(super) fn record(message: &BorrowedMessage<'_>, mut copy: impl FnMut(&[u8]) -> Bytes) -> Record {
     let headers = message.headers().map(|headers| {
-        let copied = headers.iter().map(|header| {
-            (header.key.to_owned(), header.value.map(Bytes::copy_from_slice).unwrap_or_default())
-        });
+        let copied = headers
+            .iter()
+            .map(|header| (header_name(header.key), header.value.map(&mut copy).unwrap_or_default()));
         copied.collect()
     });
     Record {
         offset: message.offset(),
         timestamp_ms: message.timestamp().to_millis().unwrap_or_default(),
-        key: message.key().map(Bytes::copy_from_slice),
-        value: message.payload().map(Bytes::copy_from_slice),
+        key: message.key().map(&mut copy),
+        value: message.payload().map(&mut copy),
         headers: headers.unwrap_or_default(),
     }
 }
