@@ -42,7 +42,8 @@ pub struct Args {
 /// Exit code 1 for what is wrong in the SQL or an input, with its place; 3 when a file or the terminal fails.
 pub fn run(args: &Args) -> Result<(), Failure> {
     let (files, beside) = load_files(&args.files).map_err(|error| Failure::input(error.to_string()))?;
-    let planned = plan_program_with(&files, &beside).and_then(|program| compiled(program, &files));
+    let read: Vec<SqlFile> = files.iter().chain(&beside).cloned().collect();
+    let planned = plan_program_with(&files, &beside).and_then(|program| compiled(program, &read));
     let program = planned.map_err(|found| {
         found.iter().for_each(|diagnostic| eprintln!("{diagnostic}\n"));
         Failure::input("")
@@ -51,21 +52,20 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     if program.queries.is_empty() && program.selects.is_empty() {
         return Err(Failure::input("there is nothing to run: write a SELECT, or INSERT INTO a sink SELECT"));
     }
-    let files: Vec<SqlFile> = files.into_iter().chain(beside).collect();
     check_connectors(&program)?;
     let progress = ProgressBar::no_length();
     for query in &program.queries {
         let mut outputs = Vec::new();
         for sink in query.sinks() {
-            outputs.push(open_output(sink, &files)?);
+            outputs.push(open_output(sink, &read)?);
         }
-        let ended = run_query(query, &files, &progress, |output, rows| outputs[output].write(rows))?;
+        let ended = run_query(query, &read, &progress, |output, rows| outputs[output].write(rows))?;
         outputs.into_iter().try_for_each(Output::finish).map_err(failure)?;
         tell(&query.name, &ended);
     }
     for select in &program.selects {
         let mut printed = Printed::new(args.format, &select.columns, Box::new(std::io::stdout()));
-        let ended = run_query(&select.query, &files, &progress, |_, rows| printed.write(rows))?;
+        let ended = run_query(&select.query, &read, &progress, |_, rows| printed.write(rows))?;
         printed.finish().map_err(failure)?;
         tell(&select.query.name, &ended);
     }
