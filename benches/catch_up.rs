@@ -124,20 +124,31 @@ async fn main() -> Result<(), AnyError> {
     if queries > 1 {
         let differ_in_keys = options.get("shape").is_some_and(|shape| shape == "keys");
         let several: Vec<_> = (0..queries).map(|n| (format!("q{n}"), query(n, differ_in_keys))).collect();
+        let case = Case { tables: with_sinks(&case.tables, queries), ..case };
         let several = measure(&log, &case, &several).await?;
         println!("catch_up: {queries} queries cost {:.2} times what one costs", several / one);
     }
     Ok(())
 }
 
+/// The tables, and a sink for each of several queries.
+fn with_sinks(tables: &str, queries: usize) -> String {
+    let (source, sink) = tables.split_once("CREATE TABLE emoji_counts").unwrap_or((tables, ""));
+    let sink = |n: usize| {
+        let columns = sink.replace("topic = 'emoji_counts'", &format!("topic = 'counts_{n}'"));
+        format!("CREATE TABLE counts_{n}{columns}")
+    };
+    source.to_owned() + &(0..queries).map(sink).collect::<String>()
+}
+
 /// The n-th of several queries.
 fn query(n: usize, differs_in_keys: bool) -> String {
+    let text = EMOJI_COUNTS.replace("INSERT INTO emoji_counts", &format!("INSERT INTO counts_{n}"));
     if !differs_in_keys {
-        return EMOJI_COUNTS.replace("1000", &format!("{}", 1000 + n));
+        return text.replace("1000", &format!("{}", 1000 + n));
     }
     let keyed = format!("window, room, {} AS emoji_type, count(*)", KEYS[n % KEYS.len()]);
-    EMOJI_COUNTS
-        .replace("window, room, emoji_type, count(*)", &keyed)
+    text.replace("window, room, emoji_type, count(*)", &keyed)
         .replace("GROUP BY window, room, emoji_type", "GROUP BY 1, 2, 3")
 }
 
