@@ -75,7 +75,10 @@ const PURE: &[&str] = &[
     "src/publish/protocol",
     "src/publish/queue",
     "src/publish/sequence",
+    "src/simulate/answer",
     "src/simulate/crowd",
+    "src/simulate/frames",
+    "src/simulate/hearing",
     "src/simulate/sse",
 ];
 
