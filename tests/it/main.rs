@@ -3,12 +3,14 @@
 // Clippy's exception for tests covers the test functions, not what they call.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod browser;
 mod changes;
 mod check;
 mod cli;
 mod connectors;
 mod crash;
 mod crash_saved;
+mod crowd;
 mod early;
 mod embedded_log;
 mod end_to_end;

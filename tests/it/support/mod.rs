@@ -2,6 +2,7 @@
 
 pub(crate) mod binary;
 pub(crate) mod books;
+pub(crate) mod browser;
 pub(crate) mod by_request;
 pub(crate) mod damage;
 pub(crate) mod dying;
