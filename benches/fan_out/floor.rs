@@ -2,10 +2,11 @@
 
 use std::io::{BufRead, ErrorKind, Read, Write};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token, Waker};
+use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::AnyError;
@@ -148,7 +149,7 @@ pub(crate) fn run() -> Result<(), AnyError> {
     let mut listener = TcpListener::bind("127.0.0.1:0".parse()?)?;
     poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
     let waker = Waker::new(poll.registry(), ORDERS)?;
-    let (give, orders) = mpsc::channel();
+    let (give, orders) = mpsc::sync_channel(1);
     std::thread::spawn(move || {
         for line in std::io::stdin().lock().lines().map_while(Result::ok) {
             if give.send(line).is_err() || waker.wake().is_err() {

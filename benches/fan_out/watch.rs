@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use emostream::shutdown::Tasks;
 use emostream::simulate::crowd::{Crowd, Shape};
 use emostream::simulate::tally::Tally;
 use emostream::simulate::{self, Plan, Transport};
@@ -38,7 +39,7 @@ pub(crate) async fn run(options: &BTreeMap<String, String>) -> Result<(), AnyErr
     };
     let crowd = Arc::new(Crowd::new(plan.shape, plan.rate, plan.duration, plan.seed)?);
     let (tally, stop) = (Arc::new(Tally::new(0)), CancellationToken::new());
-    let running = tokio::spawn(simulate::run(plan, crowd, Arc::clone(&tally), stop.clone()));
+    let running = Tasks::new().spawn(simulate::run(plan, crowd, Arc::clone(&tally), stop.clone()));
     while tally.watching() < viewers && !running.is_finished() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

@@ -18,6 +18,7 @@ use reqwest::Url;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_util::sync::CancellationToken;
@@ -106,7 +107,7 @@ struct Desk {
 
 impl Audience {
     async fn join_all(self: Arc<Self>) {
-        let start = Instant::now();
+        let (start, mut watching) = (Instant::now(), JoinSet::new());
         for number in 0..self.viewers {
             tokio::time::sleep_until(start + Duration::from_secs_f64(number as f64 / self.ramp)).await;
             let viewer = Viewer {
@@ -121,7 +122,7 @@ impl Audience {
                 has_joined: false,
                 again_after: None,
             };
-            tokio::spawn(viewer.run());
+            watching.spawn(viewer.run());
         }
         std::future::pending().await
     }
