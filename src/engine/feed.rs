@@ -15,13 +15,14 @@ use tokio::time::Instant;
 
 use super::committing::RETRY;
 use super::connector::{ConnectorError, Cursor, Input, Piece, file, impulse, lines_of, resolve};
-use super::failure::{Failure, lock};
+use super::failure::Failure;
 use super::shared::Shared;
 use crate::clock;
 use crate::log::codec::{MAX_BYTES, RecordCodec};
 use crate::log::{Log, LogError, NewRecord, TOPIC_CHECKPOINTS, Transaction, Writer, failpoint};
 use crate::reaction::table::{Connector, Table};
 use crate::shutdown::Tasks;
+use crate::sync::lock;
 
 /// One transaction has about this many bytes of rows, and so many records at most.
 const COMMIT_BYTES: usize = 1 << 20;

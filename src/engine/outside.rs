@@ -4,13 +4,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::failure::lock;
 use super::feed::Feed;
 use super::outlet::Outlet;
 use super::planned::Planned;
 use super::{Engine, Running};
 use crate::reaction::table::{Connector, Table, TableKind};
 use crate::shutdown::Tasks;
+use crate::sync::lock;
 
 /// How long a carrier may take to end before the one that follows it begins.
 const END: Duration = Duration::from_secs(3);
