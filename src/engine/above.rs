@@ -169,7 +169,7 @@ impl Plan {
         for window in windows {
             for (cut, (schema, slot)) in &self.slots {
                 let rows = closed.get(*cut).map(|closed| closed.of(window, schema));
-                *lock(&slot) = rows;
+                *lock(slot) = rows;
             }
             let rows = self.run_once()?;
             found.extend(rows.into_iter().filter(|rows| rows.num_rows() > 0).map(|rows| (window, rows)));

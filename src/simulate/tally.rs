@@ -84,7 +84,7 @@ impl Latencies {
     fn record(&self, latency: Duration) {
         if let Some(histogram) = &self.0 {
             let latency_us = u64::try_from(latency.as_micros()).unwrap_or(LONGEST_US);
-            lock(&histogram).saturating_record(latency_us);
+            lock(histogram).saturating_record(latency_us);
         }
     }
 
