@@ -39,7 +39,7 @@ impl Client {
     }
 
     fn push(&self, message: &Arc<Message>) -> u64 {
-        if !self.filter.wants_of_room(message) || self.floor.is_some_and(|floor| message.id <= floor) {
+        if !self.filter.wants(message) || self.floor.is_some_and(|floor| message.id <= floor) {
             return 0;
         }
         let skipped = lock(&self.queue).push(Arc::clone(message));
@@ -66,6 +66,8 @@ pub(super) struct Joined {
 pub(super) struct Hub {
     history: History,
     rooms: HashMap<Arc<str>, HashMap<u64, Arc<Client>>>,
+    /// Those who want every room.
+    everywhere: HashMap<u64, Arc<Client>>,
     clients: usize,
     next_number: u64,
 }
@@ -73,7 +75,13 @@ pub(super) struct Hub {
 impl Hub {
     /// Keeps so many messages for clients that resume.
     pub(super) fn new(history: usize) -> Self {
-        Self { history: History::new(history), rooms: HashMap::new(), clients: 0, next_number: 0 }
+        Self {
+            history: History::new(history),
+            rooms: HashMap::new(),
+            everywhere: HashMap::new(),
+            clients: 0,
+            next_number: 0,
+        }
     }
 
     /// Gives a message to those who want it. Returns how many older ones were left out because clients are behind.
@@ -81,12 +89,17 @@ impl Hub {
         match self.history.push(Arc::clone(&message)) {
             Follows::Again => return 0,
             Follows::Gap => {
-                self.rooms.values().flat_map(HashMap::values).for_each(|client| client.push_gap())
+                self.everyone().for_each(|client| client.push_gap());
             }
             Follows::Next => {}
         }
-        let clients = self.rooms.get(&message.room).into_iter().flat_map(HashMap::values);
-        clients.map(|client| client.push(&message)).sum()
+        let of_room = self.rooms.get(&message.room).into_iter().flat_map(HashMap::values);
+        of_room.chain(self.everywhere.values()).map(|client| client.push(&message)).sum()
+    }
+
+    /// Each once for every room it asked for.
+    fn everyone(&self) -> impl Iterator<Item = &Arc<Client>> {
+        self.rooms.values().flat_map(HashMap::values).chain(self.everywhere.values())
     }
 
     /// Takes a client in.
@@ -101,8 +114,13 @@ impl Hub {
             queue: Mutex::default(),
             woken: Notify::new(),
         });
-        for room in &client.filter.rooms {
-            self.rooms.entry(Arc::clone(room)).or_default().insert(number, Arc::clone(&client));
+        match &client.filter {
+            Filter::EveryRoom(_) => drop(self.everywhere.insert(number, Arc::clone(&client))),
+            Filter::Rooms(rooms) => {
+                for room in rooms.keys() {
+                    self.rooms.entry(Arc::clone(room)).or_default().insert(number, Arc::clone(&client));
+                }
+            }
         }
         self.clients += 1;
         Joined { client, first }
@@ -110,7 +128,12 @@ impl Hub {
 
     /// Lets a client go.
     pub(super) fn leave(&mut self, client: &Client) {
-        for room in &client.filter.rooms {
+        self.everywhere.remove(&client.number);
+        let Filter::Rooms(rooms) = &client.filter else {
+            self.clients -= 1;
+            return;
+        };
+        for room in rooms.keys() {
             if let Some(clients) = self.rooms.get_mut(room) {
                 clients.remove(&client.number);
                 if clients.is_empty() {
@@ -167,6 +190,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
     use crate::publish::message::message;
+    use crate::publish::protocol::Wanted;
 
     fn request(parameters: &[(&str, &str)]) -> LiveRequest {
         LiveRequest::parse(parameters.iter().copied(), None).unwrap()
@@ -198,6 +222,22 @@ mod tests {
         hub.deliver(message(4, "t", "a"));
         hub.deliver(message(5, "t", "main"));
         assert_eq!((waiting(&main), waiting(&both), waiting(&other)), (vec![5], vec![4, 5], vec![]));
+    }
+
+    #[test]
+    fn who_wants_every_room_gets_each_message_once() {
+        let mut hub = Hub::new(10);
+        hub.deliver(message(1, "t", "main"));
+        let request =
+            LiveRequest { filter: Filter::EveryRoom(Wanted::default()), ..request(&[("after", "e1-0")]) };
+        let everywhere = hub.join(&request);
+        for (sequence, room) in [(2, "main"), (3, "a"), (5, "b")] {
+            hub.deliver(message(sequence, "t", room));
+        }
+        assert_eq!(ids(everywhere.first.clone()), [1]);
+        assert_eq!(waiting(&everywhere), [2, 3, 0, 5]);
+        hub.leave(&everywhere.client);
+        assert_eq!((hub.clients(), hub.everywhere.len()), (0, 0));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! Pure: no async, no clock, no I/O.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -20,24 +21,42 @@ const MAX_NAME_BYTES: usize = 256;
 pub const SSE_HEARTBEAT: Bytes = Bytes::from_static(b": still here\n\n");
 
 /// Which messages a client wants.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Filter {
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Filter {
+    /// The same of every room; who asks by `/v1/live` names rooms.
+    EveryRoom(Wanted),
+    /// Of each of these rooms, what is beside it.
+    Rooms(BTreeMap<Arc<str>, Wanted>),
+}
+
+/// What a client wants of a room.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Wanted {
     /// None means every table.
-    pub tables: Vec<Arc<str>>,
-    /// At least one.
-    pub rooms: Vec<Arc<str>>,
+    pub tables: BTreeSet<Arc<str>>,
     /// Windows that are still open too.
     pub early: bool,
 }
 
 impl Filter {
-    /// Whether the client wants that message.
-    pub fn wants(&self, message: &Message) -> bool {
-        self.wants_of_room(message) && self.rooms.contains(&message.room)
+    /// The same of each of these rooms.
+    pub fn of_rooms(rooms: impl IntoIterator<Item = Arc<str>>, wanted: &Wanted) -> Self {
+        Self::Rooms(rooms.into_iter().map(|room| (room, wanted.clone())).collect())
     }
 
-    /// Whether the client wants that message, given that it is of one of its rooms.
-    pub fn wants_of_room(&self, message: &Message) -> bool {
+    /// Whether the client wants that message.
+    pub fn wants(&self, message: &Message) -> bool {
+        let wanted = match self {
+            Self::EveryRoom(wanted) => Some(wanted),
+            Self::Rooms(rooms) => rooms.get(&message.room),
+        };
+        wanted.is_some_and(|wanted| wanted.includes(message))
+    }
+}
+
+impl Wanted {
+    /// Whether that message is wanted, given that it is of the room.
+    pub fn includes(&self, message: &Message) -> bool {
         let is_of_table = self.tables.is_empty() || self.tables.contains(&message.table);
         is_of_table && (message.is_final || self.early)
     }
@@ -66,7 +85,7 @@ impl LiveRequest {
         parameters: impl IntoIterator<Item = (&'a str, &'a str)>,
         last_event_id: Option<&str>,
     ) -> Result<Self, String> {
-        let (mut tables, mut rooms) = (Vec::new(), Vec::new());
+        let (mut tables, mut rooms) = (BTreeSet::new(), BTreeSet::new());
         let mut after = None;
         let (mut last, mut early) = (false, false);
         let mut via = None;
@@ -87,10 +106,11 @@ impl LiveRequest {
             }
         }
         if rooms.is_empty() {
-            rooms.push(DEFAULT_ROOM.into());
+            rooms.insert(DEFAULT_ROOM.into());
         }
         let after = last_event_id.map(str::to_owned).or(after).filter(|cursor| !cursor.is_empty());
-        Ok(Self { filter: Filter { tables, rooms, early }, after, last, via })
+        let filter = Filter::of_rooms(rooms, &Wanted { tables, early });
+        Ok(Self { filter, after, last, via })
     }
 
     /// The cursor: `Err` when it is no live id.
@@ -99,13 +119,11 @@ impl LiveRequest {
     }
 }
 
-fn add(names: &mut Vec<Arc<str>>, parameter: &str, value: &str, limit: usize) -> Result<(), String> {
+fn add(names: &mut BTreeSet<Arc<str>>, parameter: &str, value: &str, limit: usize) -> Result<(), String> {
     if value.is_empty() || value.len() > MAX_NAME_BYTES {
         return Err(format!("{parameter}= takes a name of 1 to {MAX_NAME_BYTES} bytes"));
     }
-    if !names.iter().any(|name| &**name == value) {
-        names.push(value.into());
-    }
+    names.insert(value.into());
     if names.len() > limit {
         return Err(format!("at most {limit} times {parameter}= in one connection; open another one"));
     }
@@ -174,6 +192,19 @@ mod tests {
         let filter = parse(&[]).unwrap().filter;
         assert!(filter.wants(&message(1, "any", "main")));
         assert!(!filter.wants(&message(1, "any", "other")));
+    }
+
+    #[test]
+    fn every_room_is_no_name_of_a_room() {
+        let wanted = Wanted { tables: BTreeSet::from(["t".into()]), early: false };
+        let everywhere = Filter::EveryRoom(wanted);
+        assert!(everywhere.wants(&message(1, "t", "main")) && everywhere.wants(&message(1, "t", "any")));
+        assert!(!everywhere.wants(&message(1, "u", "main")) && !everywhere.wants(&early(1, "t", "main", 0)));
+        for name in ["", "*", "every"] {
+            let asked =
+                parse(&[("room", name)]).map(|request| request.filter.wants(&message(1, "t", "main")));
+            assert!(asked != Ok(true), "room={name}");
+        }
     }
 
     #[test]
