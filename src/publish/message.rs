@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use serde::Deserialize;
 
+use super::frame::text_frame;
 use crate::reaction::live::LiveId;
 use crate::reaction::time::Window;
 
@@ -26,6 +27,7 @@ pub struct Message {
     /// The message in JSON, one line of UTF-8.
     pub json: Bytes,
     sse: OnceLock<Bytes>,
+    ws: OnceLock<Bytes>,
 }
 
 /// What is read of a message; its rows are passed over.
@@ -51,7 +53,8 @@ impl Message {
             return Err("no live message: it is not one line that ends in '}'".to_owned());
         }
         let Head { id, table, room, window, is_final } = head;
-        Ok(Self { id, table: table.into(), room: room.into(), window, is_final, json, sse: OnceLock::new() })
+        let (table, room) = (table.into(), room.into());
+        Ok(Self { id, table, room, window, is_final, json, sse: OnceLock::new(), ws: OnceLock::new() })
     }
 
     /// The message in JSON, with `"skipped": n` when it stands for `skipped` older ones besides itself.
@@ -70,6 +73,14 @@ impl Message {
             return self.frame(&self.json(skipped));
         }
         self.sse.get_or_init(|| self.frame(&self.json)).clone()
+    }
+
+    /// The message as a WebSocket frame.
+    pub fn ws(&self, skipped: u64) -> Bytes {
+        if skipped > 0 {
+            return text_frame(&self.json(skipped));
+        }
+        self.ws.get_or_init(|| text_frame(&self.json)).clone()
     }
 
     /// Whether both tell of the same table and room.
@@ -123,6 +134,14 @@ mod tests {
         let value: serde_json::Value = serde_json::from_slice(&message.json(3)).unwrap();
         assert_eq!((&value["skipped"], &value["id"]), (&3.into(), &"e1-7".into()));
         assert!(message.sse(3).ends_with(b",\"skipped\":3}\n\n"));
+    }
+
+    #[test]
+    fn its_websocket_frame_is_made_once() {
+        let message = message(7, "t", "main");
+        assert_eq!(message.ws(0), text_frame(&message.json));
+        assert_eq!(message.ws(0).as_ptr(), message.ws(0).as_ptr());
+        assert_eq!(message.ws(3), text_frame(&message.json(3)));
     }
 
     #[test]

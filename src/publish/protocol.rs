@@ -55,6 +55,16 @@ impl Filter {
 }
 
 impl Wanted {
+    /// Wants that too.
+    pub fn add(&mut self, other: &Self) {
+        if self.tables.is_empty() || other.tables.is_empty() {
+            self.tables.clear();
+        } else {
+            self.tables.extend(other.tables.iter().cloned());
+        }
+        self.early |= other.early;
+    }
+
     /// Whether that message is wanted, given that it is of the room.
     pub fn includes(&self, message: &Message) -> bool {
         let is_of_table = self.tables.is_empty() || self.tables.contains(&message.table);
@@ -91,8 +101,8 @@ impl LiveRequest {
         let mut via = None;
         for (name, value) in parameters {
             match name {
-                "table" => add(&mut tables, name, value, MAX_TABLES)?,
-                "room" => add(&mut rooms, name, value, MAX_ROOMS)?,
+                "table" => add_name(&mut tables, name, value, MAX_TABLES)?,
+                "room" => add_name(&mut rooms, name, value, MAX_ROOMS)?,
                 "after" => after = Some(value.to_owned()),
                 "last" => last = flag(name, value)?,
                 "early" => early = flag(name, value)?,
@@ -119,13 +129,22 @@ impl LiveRequest {
     }
 }
 
-fn add(names: &mut BTreeSet<Arc<str>>, parameter: &str, value: &str, limit: usize) -> Result<(), String> {
+/// Adds the name of a room or table that a client wants.
+///
+/// # Errors
+/// When it is no name, or one too many.
+pub fn add_name(
+    names: &mut BTreeSet<Arc<str>>,
+    parameter: &str,
+    value: &str,
+    limit: usize,
+) -> Result<(), String> {
     if value.is_empty() || value.len() > MAX_NAME_BYTES {
-        return Err(format!("{parameter}= takes a name of 1 to {MAX_NAME_BYTES} bytes"));
+        return Err(format!("{parameter} takes a name of 1 to {MAX_NAME_BYTES} bytes"));
     }
     names.insert(value.into());
     if names.len() > limit {
-        return Err(format!("at most {limit} times {parameter}= in one connection; open another one"));
+        return Err(format!("at most {limit} times {parameter} in one connection; open another one"));
     }
     Ok(())
 }
@@ -163,19 +182,6 @@ pub fn drain_message(retry_ms: u64) -> String {
 /// [`gap_event`] as a WebSocket message.
 pub fn gap_message(after: Option<&str>) -> String {
     json!({"type": "gap", "after": after}).to_string()
-}
-
-/// The answer to what a client sends over its WebSocket.
-pub fn answer(text: &str) -> String {
-    let known = ["subscribe", "unsubscribe", "send"];
-    let sent: Option<serde_json::Map<String, serde_json::Value>> = serde_json::from_str(text).ok();
-    let command = sent.and_then(|sent| known.into_iter().find(|name| sent.contains_key(*name)));
-    let detail = match command {
-        Some("send") => "send over this socket is not built yet; use POST /v1/tables/{table}".to_owned(),
-        Some(command) => format!("{command} is not built yet; connect with ?table=…&room=…"),
-        None => "a message is a JSON object with subscribe, unsubscribe or send".to_owned(),
-    };
-    json!({"type": "error", "detail": detail}).to_string()
 }
 
 #[cfg(test)]
@@ -240,13 +246,5 @@ mod tests {
         let asked: Vec<(&str, &str)> = rooms.iter().map(|room| ("room", room.as_str())).collect();
         assert!(parse(&asked[..16]).is_ok());
         assert!(parse(&asked).unwrap_err().contains("16"));
-    }
-
-    #[test]
-    fn a_client_that_talks_hears_what_to_do_instead() {
-        assert!(answer(r#"{"send":[{"emoji_type":"x"}]}"#).contains("POST /v1/tables"));
-        assert!(answer(r#"{"subscribe":{"room":"a"}}"#).contains("?table="));
-        assert!(answer("hello").contains("JSON object"));
-        assert!(answer("hello").starts_with(r#"{"type":"error""#));
     }
 }

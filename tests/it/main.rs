@@ -37,3 +37,4 @@ mod standby;
 mod statics;
 mod support;
 mod tables;
+mod websocket;
