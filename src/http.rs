@@ -24,6 +24,8 @@ use crate::telemetry;
 
 /// A connection whose client reads nothing for so long while it is sent something is closed.
 pub const STALLED_FOR: Duration = Duration::from_secs(30);
+/// How long the head of a request may take to arrive, and a connection may wait for its next request.
+const HEAD_WITHIN: Duration = Duration::from_secs(30);
 
 /// An error as `application/problem+json`. The `detail` is for the client: it says what to do instead.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -257,7 +259,17 @@ pub async fn bind(address: &str) -> Result<TcpListener, String> {
 /// Serves until `tasks` are cancelled; then takes no new connection, lets running requests end, and closes. Long
 /// answers (live streams) end by watching the same tasks.
 pub fn serve(listener: TcpListener, router: Router, tasks: &Tasks) -> JoinHandle<()> {
-    tasks.spawn(connection::serve(listener, router, tasks.token()))
+    serve_within(listener, router, tasks, HEAD_WITHIN)
+}
+
+/// The same with another limit for the head of a request to arrive, and for a connection to wait for its next request.
+pub fn serve_within(
+    listener: TcpListener,
+    router: Router,
+    tasks: &Tasks,
+    head_within: Duration,
+) -> JoinHandle<()> {
+    tasks.spawn(connection::serve(listener, router, tasks.token(), head_within))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 pub mod check;
 pub mod config;
 pub mod engine;
+mod live;
 mod logs;
 mod print;
 mod process;

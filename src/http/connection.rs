@@ -17,18 +17,22 @@ use tokio_util::task::TaskTracker;
 use super::STALLED_FOR;
 use super::stall::Unstalled;
 
-/// How long the head of a request may take to arrive, and a connection may wait for its next request.
-const HEAD_WITHIN: Duration = Duration::from_secs(30);
 /// How long to wait when no connection can be accepted, for want of files mostly.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
 
 /// What HTTP is spoken on.
 pub(super) type Connection = TokioIo<Unstalled<TcpStream>>;
 
-/// Serves until `stop`; ends when the last connection has.
-pub(super) async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
+/// Serves until `stop`; ends when the last connection has. The head of a request arrives within `head_within`, from the end
+/// of the one before, or the connection is closed.
+pub(super) async fn serve(
+    listener: TcpListener,
+    router: Router,
+    stop: CancellationToken,
+    head_within: Duration,
+) {
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEAD_WITHIN);
+    http.timer(TokioTimer::new()).header_read_timeout(head_within);
     let open = TaskTracker::new();
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         match accepted {

@@ -6,6 +6,7 @@
 mod changes;
 mod check;
 mod cli;
+mod commands;
 mod connectors;
 mod crash;
 mod crash_saved;
@@ -17,6 +18,7 @@ mod fronts;
 mod fuzz_records;
 mod fuzz_sql;
 mod golden;
+mod hostile;
 mod ingest;
 mod inspection;
 mod kafka;

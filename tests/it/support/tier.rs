@@ -11,7 +11,7 @@ use emostream::log::{
     HEADER_FINAL, HEADER_REVISION, HEADER_WINDOW_END, HEADER_WINDOW_ROWS, HEADER_WINDOW_START, Log,
     NewRecord, Retention, TopicSpec, Transaction, Writer,
 };
-use emostream::publish::{Live, Settings, Tier, live_router_with};
+use emostream::publish::{Live, Settings, Subscriber, Tier, live_router_with};
 use emostream::reaction::table::{Column, ColumnSource, ColumnType, Format, Table, TableKind, TableOptions};
 use emostream::reaction::time::format_rfc3339;
 use emostream::shutdown::Tasks;
@@ -62,8 +62,13 @@ pub(crate) async fn create_sink(log: &dyn Log) {
 
 /// Commits one window of that room, with a row on every partition.
 pub(crate) async fn close(writer: &mut dyn Writer, end_s: i64, room: &str) {
+    close_with(writer, end_s, room, "").await;
+}
+
+/// The same with a text in each row.
+pub(crate) async fn close_with(writer: &mut dyn Writer, end_s: i64, room: &str, text: &str) {
     let record = |partition: u32| {
-        let row = json!({"room": room, "count": end_s * 10 + i64::from(partition)});
+        let row = json!({"room": room, "count": end_s * 10 + i64::from(partition), "text": text});
         let record = NewRecord { value: Some(row.to_string().into()), ..NewRecord::default() }
             .header(HEADER_WINDOW_START, format_rfc3339((end_s - 1) * SECOND_NS))
             .header(HEADER_WINDOW_END, format_rfc3339(end_s * SECOND_NS))
@@ -80,6 +85,7 @@ pub(crate) async fn close(writer: &mut dyn Writer, end_s: i64, room: &str) {
 pub(crate) struct Running {
     tasks: Tasks,
     pub(crate) address: String,
+    subscribers: Vec<Arc<Subscriber>>,
     _program: watch::Sender<Arc<ProgramView>>,
 }
 
@@ -107,7 +113,21 @@ impl Running {
         let listener = http::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         http::serve(listener, live_router_with(tier.subscribers(), live), &tasks);
-        Self { tasks, address, _program: program }
+        Self { tasks, address, subscribers: tier.subscribers(), _program: program }
+    }
+
+    /// Waits until so many clients are there.
+    pub(crate) async fn until_clients(&self, count: usize) {
+        let begun = Instant::now();
+        while self.clients() != count {
+            assert!(begun.elapsed() < LIMIT, "{} clients, not {count}", self.clients());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// How many clients there are.
+    pub(crate) fn clients(&self) -> usize {
+        self.subscribers.iter().map(|subscriber| subscriber.clients()).sum()
     }
 
     /// Stops it.
