@@ -24,8 +24,9 @@ use crate::telemetry;
 
 /// A connection whose client reads nothing for so long while it is sent something is closed.
 pub const STALLED_FOR: Duration = Duration::from_secs(30);
-/// How long the head of a request may take to arrive, and a connection may wait for its next request.
-const HEAD_WITHIN: Duration = Duration::from_secs(30);
+/// How long the head of a request may take to arrive, and a connection may wait for its next request: longer than proxies
+/// keep connections that they may use again (60 s mostly), so that it is they who close those.
+const HEAD_WITHIN: Duration = Duration::from_secs(75);
 
 /// An error as `application/problem+json`. The `detail` is for the client: it says what to do instead.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -192,7 +192,9 @@ impl Conversation {
     /// Writes what waits.
     fn flush(&mut self) -> std::io::Result<Flushed> {
         let flushed = self.seat.client().flush()?;
-        self.seat.written(&flushed.deliveries);
+        if !flushed.deliveries.is_empty() {
+            self.seat.written(&flushed.deliveries);
+        }
         if !flushed.is_blocked {
             self.stalls_at = None;
         } else if flushed.moved || self.stalls_at.is_none() {
