@@ -4,7 +4,7 @@ mod connection;
 mod stall;
 pub mod upgrade;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use axum::Json;
@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 
 use crate::shutdown::Tasks;
+use crate::sync::lock;
 use crate::telemetry;
 
 /// A connection whose client reads nothing for so long while it is sent something is closed.
@@ -187,11 +188,11 @@ impl Readiness {
 
     /// Adds what `/readyz` also says, when there is something to say; must not block.
     pub fn say(&self, note: impl Fn() -> Option<String> + Send + Sync + 'static) {
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::new(note));
+        lock(&self.notes).push(Arc::new(note));
     }
 
     fn notes(&self) -> Vec<String> {
-        let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let notes = lock(&self.notes).clone();
         notes.iter().filter_map(|note| note()).collect()
     }
 
@@ -204,7 +205,7 @@ impl Readiness {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<(&'static str, Check)>> {
-        self.checks.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.checks)
     }
 }
 

@@ -7,12 +7,12 @@
 pub mod check;
 pub mod config;
 pub mod engine;
-mod live;
 mod logs;
 mod print;
 mod process;
 mod program;
 pub mod role;
+mod rows;
 pub mod run;
 mod serve;
 pub mod simulate;

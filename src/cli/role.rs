@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::serve::{self, LogPlace, ServeArgs, Serving, Start, log_failure, never};
-use super::{Failure, live};
+use super::{Failure, rows};
 use crate::http::{MethodFilter, Origins, not_built_router};
 use crate::ingest::{self, Ingest};
 use crate::log::program::{self, ProgramView};
@@ -157,7 +157,7 @@ pub fn subscribe(args: SubscribeArgs) -> Result<(), Failure> {
         start.readiness.add("members", move || heart.ready());
         let ingest =
             Ingest::start(Arc::clone(&start.log), follow(&start).await?, ingest, &start.process.stages);
-        Ok((publish::live_router_with(subscribers, live::with_ingest(&ingest, &origins)), never()))
+        Ok((publish::live_router_with(subscribers, rows::taken_by(&ingest, &origins)), never()))
     })
 }
 

@@ -14,10 +14,10 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-use super::hub::lock;
 use super::protocol::gap_message;
 use super::queue::{Delivery, Queue};
 use crate::reaction::live::LiveId;
+use crate::sync::lock;
 
 /// How much of what waits is written at once.
 const WRITE_BYTES: usize = 16 << 10;

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 
 use super::frame::text_frame;
+use super::gzip::Block;
 use crate::reaction::live::LiveId;
 use crate::reaction::time::Window;
 
@@ -28,6 +29,7 @@ pub struct Message {
     pub json: Bytes,
     sse: OnceLock<Bytes>,
     ws: OnceLock<Bytes>,
+    block: OnceLock<Block>,
 }
 
 /// What is read of a message; its rows are passed over.
@@ -53,8 +55,17 @@ impl Message {
             return Err("no live message: it is not one line that ends in '}'".to_owned());
         }
         let Head { id, table, room, window, is_final } = head;
-        let (table, room) = (table.into(), room.into());
-        Ok(Self { id, table, room, window, is_final, json, sse: OnceLock::new(), ws: OnceLock::new() })
+        Ok(Self {
+            id,
+            table: table.into(),
+            room: room.into(),
+            window,
+            is_final,
+            json,
+            sse: OnceLock::new(),
+            ws: OnceLock::new(),
+            block: OnceLock::new(),
+        })
     }
 
     /// The message in JSON, with `"skipped": n` when it stands for `skipped` older ones besides itself.
@@ -81,6 +92,11 @@ impl Message {
             return text_frame(&self.json(skipped));
         }
         self.ws.get_or_init(|| text_frame(&self.json)).clone()
+    }
+
+    /// [`Message::sse`] compressed, when it stands for no others.
+    pub fn block(&self) -> &Block {
+        self.block.get_or_init(|| Block::new(&self.sse(0)))
     }
 
     /// Whether both tell of the same table and room.

@@ -11,20 +11,22 @@
 //!
 //! - [`gather`], [`sequence`]: results records become whole windows, and those one numbered order (pure);
 //! - [`publisher`] runs that against the log, [`cluster`] copies it to a region;
-//! - [`message`], [`history`], [`queue`], [`protocol`], [`frame`], [`command`]: what a subscriber keeps, says and hears (pure);
+//! - [`message`], [`history`], [`queue`], [`protocol`], [`frame`], [`gzip`], [`command`]: what a subscriber
+//!   keeps, says and hears (pure);
 //! - [`subscriber`] reads its cluster and holds the clients that [`routes`] lets in: `hub.rs` puts what happens into
 //!   one order, `shard.rs` hands it out to `audience.rs`, `client.rs` writes; `socket.rs` and `sse.rs` are the two ways
 //!   to talk with one client;
 //! - [`front`] sends clients to the subscriber that [`placement`] chooses (pure) among the [`members`];
 //! - [`standby`]: which of several publishers puts windows into order; [`tier`]: all of it in one process.
 //!
-//! Still to come: registered HTTP endpoints, compression.
+//! Still to come: registered HTTP endpoints.
 
 pub mod cluster;
 pub mod command;
 pub mod frame;
 pub mod front;
 pub mod gather;
+pub mod gzip;
 pub mod history;
 pub mod live;
 pub mod members;

@@ -16,7 +16,7 @@ use tower_http::cors::{Any, CorsLayer};
 use super::live::Live;
 use super::protocol::LiveRequest;
 use super::subscriber::{Place, Seat, Subscriber};
-use super::{socket, sse};
+use super::{gzip, socket, sse};
 use crate::http::{Problem, upgrade};
 
 /// `GET /v1/live`, served by whichever of these subscribers has the fewest clients; those may only watch.
@@ -56,7 +56,8 @@ async fn live_windows(
         return Problem::new(StatusCode::SERVICE_UNAVAILABLE, "full", detail).retry_after(1).into_response();
     };
     let Some((answer, upgrading)) = upgraded else {
-        return by_events(place.join_waiting(&asked), asked.after);
+        let compressed = accepts_gzip(request.headers());
+        return by_events(place.join_waiting(&asked), asked.after, compressed);
     };
     let may_send = stage.live.origins.check(request.headers());
     place.tasks().spawn(async move {
@@ -87,13 +88,20 @@ fn place(subscribers: &[Arc<Subscriber>], request: &LiveRequest) -> Option<Place
     by_load.into_iter().find_map(|subscriber| subscriber.reserve(request))
 }
 
-fn by_events(seat: Seat, after: Option<String>) -> Response {
+fn accepts_gzip(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+    gzip::accepts(&accepted.collect::<Vec<_>>().join(","))
+}
+
+fn by_events(seat: Seat, after: Option<String>, compressed: bool) -> Response {
     let headers = [
         (header::CONTENT_TYPE, "text/event-stream"),
         (header::CACHE_CONTROL, "no-store"),
+        (header::VARY, "accept-encoding"),
         (header::HeaderName::from_static("x-accel-buffering"), "no"),
     ];
-    (headers, Body::from_stream(sse::stream(seat, after))).into_response()
+    let encoding = compressed.then_some([(header::CONTENT_ENCODING, "gzip")]);
+    (headers, encoding, Body::from_stream(sse::stream(seat, after, compressed))).into_response()
 }
 
 /// Serves on a free port of loopback until `tasks` stop; for tests. Returns host and port.

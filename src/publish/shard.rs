@@ -12,10 +12,10 @@ use tokio::task::yield_now;
 
 use super::audience::{Audience, Item};
 use super::client::Given;
-use super::hub::lock;
 use super::message::Message;
 use super::meters::Meters;
 use super::queue::{MAX_WAITING, MAX_WAITING_BYTES};
+use crate::sync::lock;
 
 /// Clients that are written to before other tasks of the worker have their turn.
 const TURN: usize = 64;

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::Settings;
 use super::client::Client;
 use super::cluster::topic_spec;
-use super::hub::{Hub, Joined, lock};
+use super::hub::{Hub, Joined};
 use super::members::{self, Heart, MemberState, Members};
 use super::message::Message;
 use super::meters::Meters;
@@ -25,6 +25,7 @@ use super::shard::{self, Inbox};
 use super::tail::range;
 use crate::log::{Log, LogError, Record, cluster_topic};
 use crate::shutdown::Tasks;
+use crate::sync::lock;
 
 /// Bytes of one read, about.
 const READ_BYTES: usize = 1 << 20;

@@ -8,7 +8,7 @@ use crate::publish::Live;
 use crate::publish::command::Accepted;
 
 /// Live windows for everybody, rows from those pages that may POST them.
-pub(super) fn with_ingest(ingest: &Arc<Ingest>, origins: &Origins) -> Live {
+pub(super) fn taken_by(ingest: &Arc<Ingest>, origins: &Origins) -> Live {
     let ingest = Arc::clone(ingest);
     let take_rows = move |table: String, rows| -> futures::future::BoxFuture<'static, _> {
         let ingest = Arc::clone(&ingest);
