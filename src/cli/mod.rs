@@ -12,6 +12,7 @@ mod print;
 mod process;
 mod program;
 pub mod role;
+mod rows;
 pub mod run;
 mod serve;
 pub mod simulate;

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::Failure;
 use super::serve::{self, LogPlace, ServeArgs, Serving, Start, log_failure, never};
+use super::{Failure, rows};
 use crate::http::{MethodFilter, Origins, not_built_router};
 use crate::ingest::{self, Ingest};
 use crate::log::program::{self, ProgramView};
@@ -136,7 +136,8 @@ pub fn cluster(args: ClusterArgs) -> Result<(), Failure> {
 pub fn subscribe(args: SubscribeArgs) -> Result<(), Failure> {
     let SubscribeArgs { cluster: clusters, name, advertise, serve } = args;
     let settings = serve.settings.load()?.settings;
-    let publish = settings.publish.clone();
+    let (publish, ingest) = (settings.publish.clone(), settings.ingest.clone());
+    let origins = Origins::new(&settings.http.origins);
     run(serve, settings, "127.0.0.1:8085", "subscribe", |start| async move {
         let url = advertise.unwrap_or_else(|| start.url.clone());
         let name =
@@ -154,7 +155,9 @@ pub fn subscribe(args: SubscribeArgs) -> Result<(), Failure> {
             subscribers.push(subscriber);
         }
         start.readiness.add("members", move || heart.ready());
-        Ok((publish::live_router(subscribers), never()))
+        let ingest =
+            Ingest::start(Arc::clone(&start.log), follow(&start).await?, ingest, &start.process.stages);
+        Ok((publish::live_router_with(subscribers, rows::taken_by(&ingest, &origins)), never()))
     })
 }
 

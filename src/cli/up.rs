@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::role::LATER_QUERY_CALLS;
 use super::serve::{self, LogPlace, ServeArgs, Serving, Start, log_failure, when_fenced};
-use super::{Failure, program};
+use super::{Failure, program, rows};
 use crate::config::{LogKind, Settings};
 use crate::engine::{self, Place, Seat};
 use crate::http::{Origins, not_built_router};
@@ -77,7 +77,7 @@ async fn start_all(
     let origins = Origins::new(&settings.http.origins);
     let front = Front::new(tier.members(), &settings.publish, origins.clone());
 
-    let live = publish::live_router(tier.subscribers());
+    let live = publish::live_router_with(tier.subscribers(), rows::taken_by(&ingest, &origins));
     let failed = when_fenced(tier.failure());
     let results = Arc::clone(&query);
     let results_read = Arc::new(move || -> futures::future::BoxFuture<'static, ()> {

@@ -11,18 +11,24 @@
 //!
 //! - [`gather`], [`sequence`]: results records become whole windows, and those one numbered order (pure);
 //! - [`publisher`] runs that against the log, [`cluster`] copies it to a region;
-//! - [`message`], [`history`], [`queue`], [`protocol`], [`gzip`]: what a subscriber keeps and what it says (pure);
-//! - [`subscriber`] reads its cluster and holds the clients that [`routes`] lets in;
+//! - [`message`], [`history`], [`queue`], [`protocol`], [`frame`], [`gzip`], [`command`]: what a subscriber
+//!   keeps, says and hears (pure);
+//! - [`subscriber`] reads its cluster and holds the clients that [`routes`] lets in: `hub.rs` puts what happens into
+//!   one order, `shard.rs` hands it out to `audience.rs`, `client.rs` writes; `socket.rs` and `sse.rs` are the two ways
+//!   to talk with one client;
 //! - [`front`] sends clients to the subscriber that [`placement`] chooses (pure) among the [`members`];
 //! - [`standby`]: which of several publishers puts windows into order; [`tier`]: all of it in one process.
 //!
-//! Still to come: registered HTTP endpoints, commands over the WebSocket.
+//! Still to come: registered HTTP endpoints.
 
 pub mod cluster;
+pub mod command;
+pub mod frame;
 pub mod front;
 pub mod gather;
 pub mod gzip;
 pub mod history;
+pub mod live;
 pub mod members;
 pub mod message;
 pub mod placement;
@@ -34,11 +40,17 @@ pub mod sequence;
 pub mod subscriber;
 pub mod tier;
 
+mod audience;
+mod client;
 mod feeds;
 mod hub;
+mod meters;
+mod shard;
+mod socket;
 mod sse;
 pub mod standby;
 mod tail;
+mod wire;
 
 #[cfg(test)]
 mod front_tests;
@@ -50,9 +62,10 @@ mod tests;
 pub use cluster::Cluster;
 pub use front::Front;
 pub use front::routes::{front_router, publish_router};
+pub use live::{Live, Patience};
 pub use members::{Heart, Members};
 pub use publisher::Publisher;
-pub use routes::live_router;
+pub use routes::{live_router, live_router_with};
 pub use subscriber::Subscriber;
 pub use tier::Tier;
 
