@@ -1,5 +1,6 @@
-//! A front: tells clients which subscriber to go to, and everyone who is there.
+//! A front: tells clients which subscriber to go to, takes in those that have an endpoint of their own, and says who is there.
 
+mod register;
 pub mod routes;
 
 use std::sync::{Arc, Mutex};
@@ -9,16 +10,21 @@ use serde::Serialize;
 use super::hub::lock;
 use super::members::{MemberState, Members};
 use super::placement::{Placement, Refused};
-use super::{Placement as Mode, Settings};
+use super::{AllowList, Placement as Mode, Registrations, Settings};
 use crate::clock;
 use crate::http::Origins;
 
 /// One front process.
 pub struct Front {
     members: Members,
+    registrations: Registrations,
     mode: Mode,
+    register_allow: AllowList,
+    max_registered: usize,
     origins: Origins,
     placement: Mutex<Placement>,
+    /// Held by whoever changes the registrations.
+    registering: tokio::sync::Mutex<()>,
 }
 
 /// What `GET /v1/live/address` answers.
@@ -34,10 +40,24 @@ struct Address {
 
 impl Front {
     /// Places clients among those members; `origins` are the pages that may change things.
-    pub fn new(members: Members, settings: &Settings, origins: Origins) -> Arc<Self> {
+    pub fn new(
+        members: Members,
+        registrations: Registrations,
+        settings: &Settings,
+        origins: Origins,
+    ) -> Arc<Self> {
         let name = format!("{:08x}", rand::random::<u32>());
         let placement = Mutex::new(Placement::new(name, settings.joins_per_second));
-        Arc::new(Self { members, mode: settings.placement, origins, placement })
+        Arc::new(Self {
+            members,
+            registrations,
+            mode: settings.placement,
+            register_allow: settings.register_allow.clone(),
+            max_registered: settings.max_registered,
+            origins,
+            placement,
+            registering: tokio::sync::Mutex::default(),
+        })
     }
 
     /// The subscriber for one more client, and where to connect.

@@ -144,6 +144,11 @@ impl Hub {
         self.clients -= 1;
     }
 
+    /// The newest message that was seen.
+    pub(super) fn newest(&self) -> Option<LiveId> {
+        self.history.newest()
+    }
+
     /// How many clients there are.
     pub(super) fn clients(&self) -> usize {
         self.clients

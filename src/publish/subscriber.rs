@@ -17,11 +17,12 @@ use super::cluster::topic_spec;
 use super::hub::{Client, Hub, Joined, lock};
 use super::members::{self, Heart, MemberState, Members};
 use super::message::Message;
-use super::protocol::LiveRequest;
+use super::protocol::{Filter, LiveRequest};
 use super::queue::Delivery;
 use super::tail::range;
 use crate::clock;
 use crate::log::{Log, LogError, Record, cluster_topic};
+use crate::reaction::live::LiveId;
 use crate::shutdown::Tasks;
 
 /// Bytes of one read, about.
@@ -37,6 +38,27 @@ const MAX_FRONTS: usize = 64;
 /// The longest name of a front.
 const MAX_FRONT_BYTES: usize = 32;
 
+/// Where a registered client goes on; the later, the more it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Since {
+    /// With what comes from now on.
+    Now,
+    /// With the first message that there is.
+    Start,
+    /// After that one.
+    After(LiveId),
+}
+
+impl Since {
+    /// The last message it has.
+    pub(super) fn id(self) -> Option<LiveId> {
+        match self {
+            Self::After(id) => Some(id),
+            Self::Now | Self::Start => None,
+        }
+    }
+}
+
 /// One edge server.
 pub struct Subscriber {
     log: Arc<dyn Log>,
@@ -48,6 +70,8 @@ pub struct Subscriber {
 
     hub: Mutex<Hub>,
     is_live: AtomicBool,
+    /// Registered clients among the hub's.
+    registered: AtomicU64,
     /// Its clients are to go elsewhere, and it takes no new ones.
     drains: watch::Sender<bool>,
     /// By front: the clients that it sent here.
@@ -60,6 +84,7 @@ pub struct Subscriber {
 
 struct Meters {
     clients: metrics::Gauge,
+    registered: metrics::Gauge,
     deliveries: metrics::Counter,
     skipped: metrics::Counter,
     lag_seconds: metrics::Histogram,
@@ -85,6 +110,7 @@ impl Subscriber {
             tasks: tasks.clone(),
             hub: Mutex::new(Hub::new(settings.history)),
             is_live: AtomicBool::new(false),
+            registered: AtomicU64::new(0),
             drains: watch::Sender::new(false),
             arrived: Mutex::default(),
             deliveries: AtomicU64::new(0),
@@ -156,7 +182,35 @@ impl Subscriber {
         }
         drop(hub);
         self.meters.clients.increment(1.0);
-        Some(Seat { subscriber: Arc::clone(self), client, first })
+        Some(Seat { subscriber: Arc::clone(self), client, first, is_registered: false })
+    }
+
+    /// Gives a registered client its place, draining or not: the cluster says who serves it. Returns where it goes on, said in
+    /// a way that another subscriber understands.
+    pub(super) fn join_registered(self: &Arc<Self>, filter: Filter, since: Since) -> (Seat, Since) {
+        let mut hub = lock(&self.hub);
+        let newest = hub.newest();
+        let after = match since {
+            Since::Now => newest,
+            Since::Start => newest.map(|newest| LiveId { sequence: 0, ..newest }),
+            // Nothing is here to say that something is missing.
+            Since::After(id) => newest.map(|_| id),
+        };
+        let request = LiveRequest { filter, after: after.map(|id| id.to_string()), last: false, via: None };
+        let Joined { client, first } = hub.join(&request);
+        self.registered.fetch_add(1, Ordering::Relaxed);
+        drop(hub);
+        self.meters.registered.increment(1.0);
+        let since = match since {
+            Since::Now => newest.map_or(Since::Start, Since::After),
+            known => known,
+        };
+        (Seat { subscriber: Arc::clone(self), client, first, is_registered: true }, since)
+    }
+
+    /// Its cluster, and its name there.
+    pub(super) fn key(&self) -> (&str, &str) {
+        (&self.cluster, &self.name)
     }
 
     /// Whoever calls itself a front is counted, up to a bound: what clients write here is theirs to write.
@@ -219,9 +273,11 @@ impl Subscriber {
     /// What the heartbeat says.
     fn state(&self) -> MemberState {
         // Under one lock: a client counts as arrived when it counts as there.
-        let (clients, rooms, arrived) = {
+        let (clients, registered, rooms, arrived) = {
             let hub = lock(&self.hub);
-            (hub.clients() as u64, hub.rooms(members::MAX_ROOMS), lock(&self.arrived).clone())
+            let registered = self.registered.load(Ordering::Relaxed);
+            let clients = (hub.clients() as u64).saturating_sub(registered);
+            (clients, registered, hub.rooms(members::MAX_ROOMS), lock(&self.arrived).clone())
         };
         let deliveries = self.deliveries.load(Ordering::Relaxed);
         let mut last_word = lock(&self.last_word);
@@ -231,6 +287,7 @@ impl Subscriber {
             url: Some(self.url.clone()),
             state: self.state_name().to_owned(),
             clients,
+            registered,
             arrived,
             deliveries_per_s: members::per_second(deliveries - before, since.elapsed()),
             rooms,
@@ -244,6 +301,7 @@ impl Meters {
         let labels = [("cluster", cluster.to_owned()), ("subscriber", name.to_owned())];
         Self {
             clients: metrics::gauge!("emostream_publish_clients", &labels),
+            registered: metrics::gauge!("emostream_publish_registered", &labels),
             deliveries: metrics::counter!("emostream_publish_deliveries_total", &labels),
             skipped: metrics::counter!("emostream_publish_skipped_total", &labels),
             lag_seconds: metrics::histogram!("emostream_publish_delivery_lag_seconds"),
@@ -256,6 +314,7 @@ pub(super) struct Seat {
     subscriber: Arc<Subscriber>,
     client: Arc<Client>,
     first: VecDeque<Delivery>,
+    is_registered: bool,
 }
 
 /// Tells when a client is to go elsewhere.
@@ -306,7 +365,14 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        lock(&self.subscriber.hub).leave(&self.client);
-        self.subscriber.meters.clients.decrement(1.0);
+        let Self { subscriber, client, is_registered, .. } = self;
+        let mut hub = lock(&subscriber.hub);
+        hub.leave(client);
+        if *is_registered {
+            subscriber.registered.fetch_sub(1, Ordering::Relaxed);
+        }
+        drop(hub);
+        let meters = &subscriber.meters;
+        if *is_registered { meters.registered.decrement(1.0) } else { meters.clients.decrement(1.0) }
     }
 }

@@ -27,6 +27,7 @@ mod oracle;
 mod partitions;
 mod pipeline;
 mod publish;
+mod register;
 mod run;
 mod session_changes;
 mod sharing;

@@ -52,12 +52,14 @@ fn sink() -> Table {
     }
 }
 
-fn program() -> watch::Sender<Arc<ProgramView>> {
+/// A program with that sink.
+pub(crate) fn program() -> watch::Sender<Arc<ProgramView>> {
     let tables = BTreeMap::from([(SINK.to_owned(), sink())]);
     watch::Sender::new(Arc::new(ProgramView { tables, ..ProgramView::default() }))
 }
 
-async fn create_sink(log: &dyn Log) {
+/// Its topic.
+pub(crate) async fn create_sink(log: &dyn Log) {
     let retention = Retention::Age(Duration::from_secs(3600));
     let spec = TopicSpec { name: SINK.to_owned(), partitions: PARTITIONS, retention, log_append_time: true };
     log.create_topics(&[spec]).await.unwrap();
@@ -65,8 +67,13 @@ async fn create_sink(log: &dyn Log) {
 
 /// Commits one window of room `main` that has a row on every partition.
 async fn close(writer: &mut dyn emostream::log::Writer, end_s: i64) {
+    close_in(writer, "main", end_s).await;
+}
+
+/// The same of any room.
+pub(crate) async fn close_in(writer: &mut dyn emostream::log::Writer, room: &str, end_s: i64) {
     let record = |partition: u32| {
-        let row = json!({"room": "main", "count": end_s * 10 + i64::from(partition)});
+        let row = json!({"room": room, "count": end_s * 10 + i64::from(partition)});
         let record = NewRecord { value: Some(row.to_string().into()), ..NewRecord::default() }
             .header(HEADER_WINDOW_START, format_rfc3339((end_s - 1) * SECOND_NS))
             .header(HEADER_WINDOW_END, format_rfc3339(end_s * SECOND_NS))

@@ -5,6 +5,7 @@ pub(crate) mod books;
 pub(crate) mod by_request;
 pub(crate) mod damage;
 pub(crate) mod dying;
+pub(crate) mod endpoint;
 pub(crate) mod golden;
 pub(crate) mod kafka;
 pub(crate) mod load;
