@@ -116,7 +116,8 @@ impl House {
     }
 }
 
-async fn register(url: &str, body: &Value) -> (u16, Value) {
+/// Status and body of a registration.
+pub(crate) async fn register(url: &str, body: &Value) -> (u16, Value) {
     let answer = reqwest::Client::new().post(url).json(body).send().await.unwrap();
     (answer.status().as_u16(), answer.json().await.unwrap())
 }
@@ -135,7 +136,7 @@ fn told(posted: &[Posted]) -> Vec<String> {
 }
 
 #[track_caller]
-fn assert_ids_rise(posted: &[Posted]) {
+pub(crate) fn assert_ids_rise(posted: &[Posted]) {
     let sequence = |posted: &Posted| posted.id().split_once('-').unwrap().1.parse::<u64>().unwrap();
     let ids: Vec<u64> = posted.iter().map(sequence).collect();
     assert!(ids.windows(2).all(|two| two[0] < two[1]), "{ids:?}");
@@ -396,7 +397,8 @@ async fn results(process: &Running) -> BTreeSet<(String, String)> {
     found
 }
 
-fn windows_of(posted: &[Posted]) -> Vec<(String, String)> {
+/// Room and start of each window, in the order in which it came.
+pub(crate) fn windows_of(posted: &[Posted]) -> Vec<(String, String)> {
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     posted.iter().map(|one| (text(&one.message["room"]), text(&one.message["window"]["start"]))).collect()
 }
