@@ -5,6 +5,7 @@
 //! it gets what waited when it stopped, then the newest window of each room with `skipped`. Redirects are not followed, and
 //! no proxy is asked: messages go to the address that was judged when the client registered.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -129,9 +130,9 @@ pub(super) struct Outbox {
 /// See [`Outbox`].
 #[derive(Default)]
 pub(super) struct Said {
-    pub(super) acknowledged: std::collections::BTreeMap<String, Acknowledged>,
+    pub(super) acknowledged: BTreeMap<String, Acknowledged>,
     /// Registrations that are given up.
-    pub(super) given_up: std::collections::BTreeMap<String, Registration>,
+    pub(super) given_up: BTreeMap<String, Registration>,
 }
 
 /// What an endpoint's task is to do.

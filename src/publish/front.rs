@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::hub::lock;
 use super::members::{MemberState, Members};
 use super::placement::{Placement, Refused};
+use super::registrations::View;
 use super::{AllowList, Placement as Mode, Registrations, Settings};
 use crate::clock;
 use crate::http::Origins;
@@ -60,10 +61,24 @@ impl Front {
         })
     }
 
+    /// Who is there, with as many registered clients as the log gives them: newer than what they said last.
+    fn alive(&self, registrations: &View) -> Vec<MemberState> {
+        let mut members = self.members.alive();
+        if !registrations.is_loaded() {
+            return members;
+        }
+        let loads = registrations.loads();
+        for MemberState { cluster, subscriber, registered, .. } in &mut members {
+            let name = subscriber.as_deref().unwrap_or_default();
+            *registered = loads.get(&(cluster.as_str(), name)).copied().unwrap_or(0);
+        }
+        members
+    }
+
     /// The subscriber for one more client, and where to connect.
     fn place(&self, cluster: Option<&str>, query: Option<&str>) -> Result<Address, Refused> {
+        let members = self.registrations.look(|view| self.alive(view));
         let mut placement = lock(&self.placement);
-        let members = self.members.alive();
         let MemberState { cluster, subscriber, url, .. } =
             placement.place(&members, cluster, clock::wall_ms())?.clone();
         let url = url.unwrap_or_default();

@@ -108,6 +108,25 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// What types cannot say.
+    ///
+    /// # Errors
+    /// Names the setting that is out of range.
+    pub fn validate(&self) -> Result<(), String> {
+        if !(1..=60_000).contains(&self.endpoint_timeout_ms) {
+            return Err(format!(
+                "publish.endpoint_timeout_ms = {}: between 1 and 60000",
+                self.endpoint_timeout_ms
+            ));
+        }
+        if self.endpoint_failures == 0 {
+            return Err("publish.endpoint_failures = 0: at least 1".to_owned());
+        }
+        Ok(())
+    }
+}
+
 /// What a front does with a client that asks it for a live stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

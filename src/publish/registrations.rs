@@ -147,6 +147,11 @@ impl View {
         }
     }
 
+    /// Whether all registrations there were at first are known.
+    pub fn is_loaded(&self) -> bool {
+        self.next.is_some()
+    }
+
     /// The client of that id, when it is registered.
     pub fn client(&self, id: &str) -> Option<Client<'_>> {
         self.entries.get_key_value(id).and_then(client)
@@ -219,9 +224,10 @@ impl Registrations {
     /// # Errors
     /// Says what is missing.
     pub fn ready(&self) -> Result<(), String> {
-        match self.view.borrow().next {
-            Some(_) => Ok(()),
-            None => Err("the registrations have not been read yet".to_owned()),
+        if self.view.borrow().is_loaded() {
+            Ok(())
+        } else {
+            Err("the registrations have not been read yet".to_owned())
         }
     }
 
@@ -233,7 +239,7 @@ impl Registrations {
     /// Waits until there is more to do than what `seen` counts, from 0; returns the new count. Cancel-safe.
     pub(super) async fn changed(&self, seen: u64) -> u64 {
         let mut view = self.view.clone();
-        let changed = view.wait_for(|view| view.next.is_some() && view.changes != seen).await;
+        let changed = view.wait_for(|view| view.is_loaded() && view.changes != seen).await;
         match changed.map(|view| view.changes) {
             Ok(changes) => changes,
             Err(_) => std::future::pending().await,

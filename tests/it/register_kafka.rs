@@ -110,16 +110,8 @@ async fn registered_clients_move_from_who_dies_or_drains_and_go_on_where_they_we
     front.poll("/v1/topology", |topology| counts(topology).iter().sum::<u64>() == CLIENTS as u64).await;
     more(&all, LIMIT).await;
 
-    let ledger = load.stop().await;
-    books::settle(&query, "by_request", &ledger).await;
-    let windows = books::all_results(&query, "by_request").await;
-    let closed: BTreeSet<(String, String)> = windows
-        .iter()
-        .flat_map(|window| {
-            let start = emostream::reaction::time::format_rfc3339(window.window.start);
-            window.rows.iter().map(move |row| (row["room"].as_str().unwrap().to_owned(), start.clone()))
-        })
-        .collect();
+    books::settle(&query, "by_request", &load.stop().await).await;
+    let closed = closed(&query).await;
     for (name, endpoint) in &endpoints {
         let told = |endpoint: &Endpoint| windows_of(&endpoint.windows()).into_iter().collect::<BTreeSet<_>>();
         endpoint.until("every window is told", |endpoint| told(endpoint) == closed).await;
@@ -133,4 +125,16 @@ async fn registered_clients_move_from_who_dies_or_drains_and_go_on_where_they_we
             assert_ids_rise(&posted);
         }
     }
+}
+
+/// Room and start of every window that closed.
+async fn closed(query: &Running) -> BTreeSet<(String, String)> {
+    let windows = books::all_results(query, "by_request").await;
+    windows
+        .iter()
+        .flat_map(|window| {
+            let start = emostream::reaction::time::format_rfc3339(window.window.start);
+            window.rows.iter().map(move |row| (row["room"].as_str().unwrap().to_owned(), start.clone()))
+        })
+        .collect()
 }

@@ -11,7 +11,6 @@ use super::Front;
 use crate::clock;
 use crate::log::LogError;
 use crate::publish::hub::lock;
-use crate::publish::members::MemberState;
 use crate::publish::placement::Refused;
 use crate::publish::protocol::LiveRequest;
 use crate::publish::registrations::{
@@ -117,7 +116,7 @@ impl Front {
     /// Whether the client is known, and its new place if it needs one: when it has none, or nobody of its cluster is there
     /// to give it another.
     fn place_registered(&self, view: &View, client_id: &str) -> Result<(bool, Option<Place>), Refusal> {
-        let mut members = self.members.alive();
+        let members = self.alive(view);
         let known = view.client(client_id);
         let before = known.and_then(|client| client.place);
         let has_place = before.is_some_and(|place| {
@@ -128,12 +127,6 @@ impl Front {
         }
         if known.is_none() && view.clients().count() >= self.max_registered {
             return Err(Refusal::Full(self.max_registered));
-        }
-        // What the topic says is newer than what the members said last.
-        let loads = view.loads();
-        for MemberState { cluster, subscriber, registered, .. } in &mut members {
-            let name = subscriber.as_deref().unwrap_or_default();
-            *registered = loads.get(&(cluster.as_str(), name)).copied().unwrap_or(0);
         }
         let chosen = lock(&self.placement).choose(&members, None, clock::wall_ms());
         let chosen = chosen.map_err(Refusal::NotPlaced)?;
