@@ -5,7 +5,7 @@
 //! kept. The leaves' statistics are unknown, so that nothing is folded into a constant.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
 use arrow::datatypes::{Field, Schema, SchemaRef};
@@ -37,6 +37,7 @@ use super::steps::{self, Step};
 use crate::reaction::time::Window;
 use crate::sql::cut::{RowByRow, Windowed, WindowedRows};
 use crate::sql::statics::{StaticRows, leaves};
+use crate::sync::lock;
 
 /// The compiled plan above the cuts of one window.
 #[derive(Debug)]
@@ -168,7 +169,7 @@ impl Plan {
         for window in windows {
             for (cut, (schema, slot)) in &self.slots {
                 let rows = closed.get(*cut).map(|closed| closed.of(window, schema));
-                *slot.lock().unwrap_or_else(PoisonError::into_inner) = rows;
+                *lock(slot) = rows;
             }
             let rows = self.run_once()?;
             found.extend(rows.into_iter().filter(|rows| rows.num_rows() > 0).map(|rows| (window, rows)));
@@ -285,7 +286,7 @@ impl ExecutionPlan for RowsExec {
         if partition != 0 {
             return internal_err!("windowed rows have one partition, not {partition}");
         }
-        let rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let rows = lock(&self.rows).clone();
         Ok(Box::pin(MemoryStream::try_new(rows.into_iter().collect(), Arc::clone(&self.schema), None)?))
     }
 }

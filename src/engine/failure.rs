@@ -1,7 +1,5 @@
 //! Why a run of a query ended, by what is to be done.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use crate::log::LogError;
 
 /// Why a run of a query ended, by what is to be done.
@@ -32,8 +30,4 @@ impl From<datafusion::error::DataFusionError> for Failure {
     fn from(error: datafusion::error::DataFusionError) -> Self {
         Self::Stop(error.to_string())
     }
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -15,12 +15,12 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::hub::lock;
 use super::protocol::{Filter, Wanted, gap_message};
 use super::queue::Delivery;
 use super::registrations::{Acknowledged, Place, Registration};
 use super::subscriber::{Since, Subscriber};
 use super::{AllowList, Settings};
+use crate::sync::lock;
 
 /// How long to wait after the first failure, and at most; doubled by each, and up to half of it left to chance.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));

@@ -15,11 +15,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::Members;
 use super::endpoint::{Endpoint, Order, Outbox, Poster, Said};
-use super::hub::lock;
 use super::registrations::{Place, Registrations, View, acknowledged_record, removal};
 use super::subscriber::{Since, Subscriber};
 use crate::log::NewRecord;
 use crate::shutdown::Tasks;
+use crate::sync::lock;
 
 /// How often what clients have is written down.
 const ROUND: Duration = Duration::from_secs(1);

@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex};
 
 use serde::Serialize;
 
-use super::hub::lock;
 use super::members::{MemberState, Members};
 use super::placement::{Placement, Refused};
 use super::registrations::View;
 use super::{AllowList, Placement as Mode, Registrations, Settings};
 use crate::clock;
 use crate::http::Origins;
+use crate::sync::lock;
 
 /// One front process.
 pub struct Front {

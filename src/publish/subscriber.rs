@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Settings;
 use super::cluster::topic_spec;
-use super::hub::{Client, Hub, Joined, lock};
+use super::hub::{Client, Hub, Joined};
 use super::members::{self, Heart, MemberState, Members};
 use super::message::Message;
 use super::protocol::{Filter, LiveRequest};
@@ -24,6 +24,7 @@ use crate::clock;
 use crate::log::{Log, LogError, Record, cluster_topic};
 use crate::reaction::live::LiveId;
 use crate::shutdown::Tasks;
+use crate::sync::lock;
 
 /// Bytes of one read, about.
 const READ_BYTES: usize = 1 << 20;

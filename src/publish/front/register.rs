@@ -10,12 +10,12 @@ use tokio::time::timeout;
 use super::Front;
 use crate::clock;
 use crate::log::LogError;
-use crate::publish::hub::lock;
 use crate::publish::placement::Refused;
 use crate::publish::protocol::LiveRequest;
 use crate::publish::registrations::{
     Place, Registration, View, acknowledged_record, place_record, record_of, removal,
 };
+use crate::sync::lock;
 
 /// The longest id of a client, in bytes.
 const MAX_ID_BYTES: usize = 128;
