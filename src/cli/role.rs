@@ -7,7 +7,9 @@ use super::{Failure, rows};
 use crate::http::{MethodFilter, Origins, not_built_router};
 use crate::ingest::{self, Ingest};
 use crate::log::program::{self, ProgramView};
-use crate::publish::{self, Cluster, Front, Heart, Members, Publisher, Subscriber, standby, tier};
+use crate::publish::{
+    self, Cluster, Front, Heart, Members, Poster, Publisher, Registrations, Subscriber, standby, tier,
+};
 use crate::query::{self, Query};
 use tokio::sync::watch;
 
@@ -105,7 +107,11 @@ pub fn publish(args: PublishArgs) -> Result<(), Failure> {
         });
         start.readiness.add("publish", move || publisher.ready());
         let members = Members::follow(Arc::clone(&start.log), &start.process.stages);
-        let front = Front::new(members, &settings.publish, Origins::new(&settings.http.origins));
+        let registrations = Registrations::follow(Arc::clone(&start.log), &start.process.stages);
+        let known = registrations.clone();
+        start.readiness.add("publish", move || known.ready());
+        let origins = Origins::new(&settings.http.origins);
+        let front = Front::new(members, registrations, &settings.publish, origins);
         Ok((publish::publish_router(front), never()))
     })
 }
@@ -121,10 +127,14 @@ pub fn cluster(args: ClusterArgs) -> Result<(), Failure> {
         let heart = Heart::start(Arc::clone(&start.log), &start.process.stages);
         let cluster = Cluster::new(Arc::clone(&start.log), &name);
         let cluster = tier::run_cluster(cluster, &heart, &start.process.stages);
+        let moving = Arc::clone(&cluster);
         start.readiness.add("cluster", move || cluster.ready());
         start.readiness.add("members", move || heart.ready());
         let members = Members::follow(Arc::clone(&start.log), &start.process.stages);
-        let front = Front::new(members, &settings.publish, Origins::new(&settings.http.origins));
+        let registrations = Registrations::follow(Arc::clone(&start.log), &start.process.stages);
+        tier::move_registered(&moving, &members, &registrations, &start.process.stages);
+        let origins = Origins::new(&settings.http.origins);
+        let front = Front::new(members, registrations, &settings.publish, origins);
         Ok((publish::front_router(front), never()))
     })
 }
@@ -144,12 +154,16 @@ pub fn subscribe(args: SubscribeArgs) -> Result<(), Failure> {
             name.unwrap_or_else(|| url.split_once("://").map_or(url.as_str(), |(_, host)| host).to_owned());
         let heart = Heart::start(Arc::clone(&start.log), &start.process.stages);
         let members = Members::follow(Arc::clone(&start.log), &start.process.stages);
+        let registrations = Registrations::follow(Arc::clone(&start.log), &start.process.stages);
+        let poster = Poster::new(&publish);
         let mut subscribers = Vec::with_capacity(clusters.len());
         for cluster in &clusters {
             let log = Arc::clone(&start.log);
             let subscriber =
                 Subscriber::start(log, cluster, &name, &url, &publish, &heart, &start.process.connections);
             subscriber.drain_when_asked(members.clone());
+            let tasks = &start.process.connections;
+            publish::serve_registered(&subscriber, &registrations, &members, &poster, tasks);
             let ready = Arc::clone(&subscriber);
             start.readiness.add("subscribe", move || ready.ready());
             subscribers.push(subscriber);

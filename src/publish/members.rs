@@ -212,6 +212,13 @@ impl Members {
         alive.map(|seen| seen.state.clone()).collect()
     }
 
+    /// Whether that subscriber is there.
+    pub(super) fn is_alive(&self, cluster: &str, subscriber: &str) -> bool {
+        let view = self.view.borrow();
+        let seen = view.seen.get(subscriber_key(cluster, subscriber).as_bytes());
+        seen.is_some_and(|seen| seen.at.elapsed() < DEAD_AFTER)
+    }
+
     /// Asks a subscriber to drain, or no longer to. It stays so until it is taken back, also when it starts again.
     ///
     /// # Errors

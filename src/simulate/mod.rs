@@ -14,7 +14,7 @@ mod frames;
 mod hearing;
 mod report;
 mod sender;
-mod sse;
+pub mod sse;
 pub mod tally;
 mod viewer;
 
@@ -215,7 +215,7 @@ fn room_name(room: u64) -> String {
 }
 
 /// `error` with its causes: reqwest's own text leaves out why.
-fn with_causes(error: &dyn std::error::Error) -> String {
+pub fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {

@@ -7,18 +7,18 @@ const MOST_BYTES: usize = 4 << 20;
 
 /// One event. Comments (heartbeats) are none.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Event {
+pub struct Event {
     /// `event:`; empty for a window.
-    pub(super) name: String,
+    pub name: String,
     /// `data:`, lines joined by newlines.
-    pub(super) data: String,
+    pub data: String,
     /// `retry:` in milliseconds.
-    pub(super) retry_ms: Option<u64>,
+    pub retry_ms: Option<u64>,
 }
 
 /// What has been read of the line and the event under way.
 #[derive(Debug, Default)]
-pub(super) struct Parser {
+pub struct Parser {
     line: Vec<u8>,
     event: Event,
     has_fields: bool,

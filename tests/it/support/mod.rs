@@ -6,6 +6,7 @@ pub(crate) mod browser;
 pub(crate) mod by_request;
 pub(crate) mod damage;
 pub(crate) mod dying;
+pub(crate) mod endpoint;
 pub(crate) mod golden;
 pub(crate) mod kafka;
 pub(crate) mod load;
