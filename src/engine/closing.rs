@@ -9,16 +9,17 @@ use datafusion::common::Result;
 use super::aggregate::Pane;
 use super::bounds::Size;
 use super::change::Takeover;
-use super::closed::ClosedRows;
+use super::closed::{ClosedRows, WindowRows};
 use super::compile::{CompiledCut, CompiledOutput, CompiledQuery};
 use super::early::{Early, Look, OpenPane};
 use super::groups::Scratch;
 use super::kept::Kept;
 use super::partition::{Account, HandOver};
-use super::saved::{Saved, SavedRecord};
+use super::saved::{Saved, SavedKey, SavedRecord, State};
 use super::session::{LeftOut, Sessions};
 use super::session_switch::SessionSwitch;
 use super::sliding::SlidingWindows;
+use super::spill::Spill;
 use crate::reaction::checkpoint::{Checkpoint, Gap, OpenSessions, Position};
 use crate::reaction::figures::Figures;
 use crate::reaction::time::Window;
@@ -287,27 +288,40 @@ impl Closer {
         }
     }
 
-    /// Takes in what was saved beside the checkpoint: records of the checkpoints topic by key. Keys of other queries are
+    /// Finds what was saved beside the checkpoint among the keys of the checkpoints topic: what is to be given to
+    /// [`Self::restore`], as often as there is a key, and then [`Self::restored`] is to be called. Keys of other queries are
     /// left alone; states of another plan of this query are removed by the next commit.
     ///
     /// # Errors
-    /// When what the checkpoint names is not there or cannot be read.
-    pub fn restore<'r>(
+    /// When what the checkpoint names is not there.
+    pub fn find_saved<'k>(
         &mut self,
         start: &Start,
-        records: impl IntoIterator<Item = (&'r [u8], &'r [u8])>,
-    ) -> Result<()> {
-        for found in self.saved.restore(&self.query, &start.saved, records)? {
-            match (&mut self.cuts[found.cut], found.state) {
-                (OpenWindows::Sliding(windows), super::saved::State::Pane(chunk)) => {
-                    windows.restore(chunk, &mut self.scratch)?;
-                }
-                (OpenWindows::Sessions(sessions), super::saved::State::Sessions(rows)) => {
-                    sessions.restore(rows);
-                }
-                _ => {}
+        keys: impl IntoIterator<Item = &'k [u8]>,
+    ) -> Result<Vec<SavedKey>> {
+        self.saved.find(&self.query, &start.saved, keys)
+    }
+
+    /// Takes in a value that was saved.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn restore(&mut self, key: &SavedKey, value: &[u8]) -> Result<()> {
+        match (self.saved.restore(&self.query, key, value)?, &mut self.cuts[key.cut]) {
+            (State::Pane(chunk), OpenWindows::Sliding(windows)) => windows.restore(chunk, &mut self.scratch),
+            (State::Sessions(rows), OpenWindows::Sessions(sessions)) => {
+                sessions.restore(rows);
+                Ok(())
             }
+            _ => Ok(()),
         }
+    }
+
+    /// All that was saved has been taken in.
+    ///
+    /// # Errors
+    /// What DataFusion says of the states.
+    pub fn restored(&mut self, start: &Start) -> Result<()> {
         for cut in &mut self.cuts {
             if let (OpenWindows::Sessions(sessions), Some(closed_to)) = (cut, start.emitted) {
                 sessions.forget_closed(closed_to, &mut self.scratch)?;
@@ -331,9 +345,20 @@ impl Closer {
         self.cuts.iter().map(OpenWindows::rows).sum()
     }
 
-    /// What is held for windows still open.
+    /// What is held in memory for windows still open.
     pub fn size(&self) -> Size {
         self.cuts.iter().map(OpenWindows::size).sum()
+    }
+
+    /// Puts aside what is held for windows still open, sessions excepted.
+    ///
+    /// # Errors
+    /// As [`super::partition::Partition::spill`].
+    pub fn spill(&mut self, spill: &Arc<Spill>) -> Result<()> {
+        self.cuts.iter_mut().try_for_each(|cut| match cut {
+            OpenWindows::Sliding(windows) => windows.spill(spill),
+            OpenWindows::Single | OpenWindows::Sessions(_) => Ok(()),
+        })
     }
 
     /// The end of the first window that what was handed over is part of.
@@ -414,7 +439,10 @@ impl Closer {
             std::collections::btree_map::Entry::Occupied(mut entry) => {
                 let merged = entry.get_mut();
                 merged.rows += pane.rows;
-                merged.accumulation.merge(&pane.accumulation.into_partial()?, &mut self.scratch)?;
+                merged.pieces.extend(pane.pieces);
+                if let Some(partial) = pane.accumulation.into_rest()? {
+                    merged.accumulation.merge(&partial, &mut self.scratch)?;
+                }
             }
         }
         Ok(())
@@ -427,8 +455,12 @@ impl Closer {
             let mut closed = ClosedRows::default();
             for (_, pane) in panes {
                 self.counted += pane.rows;
-                let rows = pane.accumulation.into_result(&compiled.aggregation, pane.window)?;
-                closed.push(pane.window, rows);
+                let Pane { window, pieces, accumulation, .. } = pane;
+                if let Some(rows) =
+                    WindowRows::new(&compiled.aggregation, window, pieces, Some(accumulation))?
+                {
+                    closed.push(window, rows);
+                }
             }
             let to = self.emitted.unwrap_or(i64::MIN);
             self.counted += match cut {

@@ -2,6 +2,8 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use datafusion::error::DataFusionError;
+
 use crate::log::LogError;
 
 /// Why a run of a query ended, by what is to be done.
@@ -28,9 +30,13 @@ impl From<LogError> for Failure {
     }
 }
 
-impl From<datafusion::error::DataFusionError> for Failure {
-    fn from(error: datafusion::error::DataFusionError) -> Self {
-        Self::Stop(error.to_string())
+impl From<DataFusionError> for Failure {
+    fn from(error: DataFusionError) -> Self {
+        // What the engine says itself has nothing to be introduced by.
+        match error.find_root() {
+            DataFusionError::External(own) => Self::Stop(own.to_string()),
+            _ => Self::Stop(error.to_string()),
+        }
     }
 }
 

@@ -32,6 +32,7 @@ mod session_changes;
 mod sharing;
 mod simulate;
 mod simulation;
+mod spill;
 mod sql;
 mod standby;
 mod statics;

@@ -6,6 +6,7 @@ pub(crate) mod by_request;
 pub(crate) mod damage;
 pub(crate) mod dying;
 pub(crate) mod golden;
+pub(crate) mod house;
 pub(crate) mod kafka;
 pub(crate) mod load;
 pub(crate) mod patient;
