@@ -2,7 +2,7 @@
 
 mod stall;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use axum::Json;
@@ -18,6 +18,7 @@ use tokio::task::JoinHandle;
 use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 
 use crate::shutdown::Tasks;
+use crate::sync::lock;
 use crate::telemetry;
 use stall::Unstalled;
 
@@ -183,11 +184,11 @@ impl Readiness {
 
     /// Adds what `/readyz` also says, when there is something to say; must not block.
     pub fn say(&self, note: impl Fn() -> Option<String> + Send + Sync + 'static) {
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::new(note));
+        lock(&self.notes).push(Arc::new(note));
     }
 
     fn notes(&self) -> Vec<String> {
-        let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let notes = lock(&self.notes).clone();
         notes.iter().filter_map(|note| note()).collect()
     }
 
@@ -200,7 +201,7 @@ impl Readiness {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<(&'static str, Check)>> {
-        self.checks.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.checks)
     }
 }
 

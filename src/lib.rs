@@ -34,3 +34,5 @@ pub mod config;
 pub mod http;
 pub mod shutdown;
 pub mod telemetry;
+
+mod sync;

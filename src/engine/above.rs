@@ -6,7 +6,7 @@
 //! stream, to operators that have so much memory and no more.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
 use arrow::datatypes::{Field, Schema, SchemaRef};
@@ -41,6 +41,7 @@ use super::steps::{self, Step};
 use crate::reaction::time::Window;
 use crate::sql::cut::{RowByRow, Windowed, WindowedRows};
 use crate::sql::statics::{StaticRows, leaves};
+use crate::sync::lock;
 
 /// The compiled plan above the cuts of one window.
 #[derive(Debug)]
@@ -198,7 +199,7 @@ impl Plan {
                 if let Some(WindowRows::InParts(parts)) = &rows {
                     spill = Some(Arc::clone(parts.spill()));
                 }
-                *slot.lock().unwrap_or_else(PoisonError::into_inner) = rows;
+                *lock(slot) = rows;
             }
             let rows = match spill {
                 Some(spill) => self.run_within(&spill)?,
@@ -232,7 +233,7 @@ impl Plan {
         let found = futures::executor::block_on(tokio::task::unconstrained(run));
         // What the window was made of is not kept until the next one.
         for (_, slot) in self.slots.values() {
-            *slot.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            *lock(slot) = None;
         }
         found
     }
@@ -338,7 +339,7 @@ impl ExecutionPlan for RowsExec {
         if partition != 0 {
             return internal_err!("windowed rows have one partition, not {partition}");
         }
-        let rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let rows = lock(&self.rows).clone();
         let schema = Arc::clone(&self.schema);
         Ok(match rows {
             Some(WindowRows::InParts(parts)) => {

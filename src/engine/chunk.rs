@@ -11,10 +11,10 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::{OnceCell, Semaphore};
 
 use super::decode::{Columns, Decoded, decode};
-use super::failure::lock;
 use super::sharing::{Common, SourceOf};
 use crate::log::codec::RecordCodec;
 use crate::log::{ReadBatch, Record};
+use crate::sync::lock;
 
 /// The records of one read.
 pub(super) struct Chunk {

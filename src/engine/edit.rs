@@ -12,7 +12,6 @@ use tokio::sync::mpsc;
 
 use super::change::Compatibility;
 use super::committing::writer_id;
-use super::failure::lock;
 use super::planned::{Files, Planned, at_start, file_of};
 use super::slot::{Failed, Slot};
 use super::worker::QueryReport;
@@ -22,6 +21,7 @@ use crate::log::program::{self, VersionEntry};
 use crate::log::{LogError, TopicSpec};
 use crate::reaction::table::{Connector, TableKind};
 use crate::sql::Diagnostic;
+use crate::sync::lock;
 
 /// The longest text of a query.
 pub(super) const MAX_TEXT_BYTES: usize = 256 << 10;

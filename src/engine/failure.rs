@@ -1,7 +1,5 @@
 //! Why a run of a query ended, by what is to be done.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use datafusion::error::DataFusionError;
 
 use crate::log::LogError;
@@ -38,8 +36,4 @@ impl From<DataFusionError> for Failure {
             _ => Self::Stop(error.to_string()),
         }
     }
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

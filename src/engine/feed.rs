@@ -15,13 +15,15 @@ use tokio::time::Instant;
 
 use super::committing::RETRY;
 use super::connector::{ConnectorError, Cursor, Input, Piece, file, impulse, lines_of, resolve};
-use super::failure::{Failure, lock};
+use super::failure::Failure;
+use super::outside::to_the_end;
 use super::shared::Shared;
 use crate::clock;
 use crate::log::codec::{MAX_BYTES, RecordCodec};
 use crate::log::{Log, LogError, NewRecord, TOPIC_CHECKPOINTS, Transaction, Writer, failpoint};
 use crate::reaction::table::{Connector, Table};
 use crate::shutdown::Tasks;
+use crate::sync::lock;
 
 /// One transaction has about this many bytes of rows, and so many records at most.
 const COMMIT_BYTES: usize = 1 << 20;
@@ -85,41 +87,14 @@ impl Feed {
 
     /// Reads the source to its end, however often that takes.
     pub(super) async fn run(self, tasks: Tasks) {
-        let mut wait = RETRY.0;
-        loop {
-            let ended = tokio::select! {
-                () = tasks.cancelled() => return,
-                ended = self.read(&tasks) => ended,
-            };
-            let table = &self.table.name;
-            match ended {
-                Ok(()) => {
-                    self.shared.fed.end(&self.table.topic, clock::wall_ms());
-                    tracing::info!(table, "all of its rows are in the log");
-                    return;
-                }
-                // What follows it in this process has fenced it, and it sees that first.
-                Err(Failure::Fenced(_)) if tasks.is_cancelled() => return,
-                Err(Failure::Fenced(reason)) => {
-                    tracing::warn!(table, reason, "another process reads it");
-                    return self.shared.fenced.cancel();
-                }
-                // A file may be put there, or repaired.
-                Err(Failure::Recover(reason) | Failure::Renew(reason) | Failure::Stop(reason)) => {
-                    tracing::warn!(table, reason, "it is not read to its end; trying again");
-                }
-            }
-            tokio::select! {
-                () = tasks.cancelled() => return,
-                () = tokio::time::sleep(wait) => wait = (wait * 2).min(RETRY.1),
-            }
+        let table = &self.table.name;
+        if to_the_end(&self.shared, table, &tasks, || self.read(&tasks)).await {
+            self.shared.fed.end(&self.table.topic, clock::wall_ms());
+            tracing::info!(table, "all of its rows are in the log");
         }
     }
 
     async fn read(&self, tasks: &Tasks) -> Result<(), Failure> {
-        if !self.shared.is_leader() {
-            return Err(Failure::Fenced("this process does not hold the lease".to_owned()));
-        }
         let mut writer = self.log.fence(&self.id()).await?;
         let from = self.position().await?;
         match self.table.with.connector.clone() {

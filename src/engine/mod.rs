@@ -87,7 +87,6 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 pub use self::edit::{ChangeError, Verdict};
-use self::failure::lock;
 pub use self::inspect::KeptRecord;
 use self::planned::{Files, Planned};
 pub use self::seat::Seat;
@@ -100,6 +99,7 @@ use crate::log::{Lease, Log, LogError};
 use crate::reaction::table::Table;
 use crate::shutdown::Tasks;
 use crate::sql::Diagnostic;
+use crate::sync::lock;
 
 /// The section `[engine]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::committing::RETRY;
 use super::connector::output::following;
 use super::connector::resolve;
 use super::failure::Failure;
 use super::feed::{commit, ended};
+use super::outside::to_the_end;
 use super::shared::Shared;
 use crate::log::result_row::batch_of;
 use crate::log::{HEADER_FINAL, Log, NewRecord, Record, TOPIC_CHECKPOINTS, Transaction, failpoint};
@@ -61,37 +61,14 @@ impl Outlet {
 
     /// Writes rows out as they come, until it is stopped.
     pub(super) async fn run(self, tasks: Tasks) {
-        let mut wait = RETRY.0;
-        loop {
-            let ended = tokio::select! {
-                () = tasks.cancelled() => return,
-                ended = self.write(&tasks) => ended,
-            };
-            let table = &self.table.name;
-            match ended {
-                Ok(()) => return tracing::warn!(table, "nobody reads standard output any more"),
-                // What follows it in this process has fenced it, and it sees that first.
-                Err(Failure::Fenced(_)) if tasks.is_cancelled() => return,
-                Err(Failure::Fenced(reason)) => {
-                    tracing::warn!(table, reason, "another process writes it");
-                    return self.shared.fenced.cancel();
-                }
-                Err(Failure::Recover(reason) | Failure::Renew(reason) | Failure::Stop(reason)) => {
-                    tracing::warn!(table, reason, "it is not written; trying again");
-                }
-            }
-            tokio::select! {
-                () = tasks.cancelled() => return,
-                () = tokio::time::sleep(wait) => wait = (wait * 2).min(RETRY.1),
-            }
+        let table = &self.table.name;
+        if to_the_end(&self.shared, table, &tasks, || self.write(&tasks)).await {
+            tracing::warn!(table, "nobody reads standard output any more");
         }
     }
 
     /// Goes on from the last position; ends when nobody reads what is written.
     async fn write(&self, tasks: &Tasks) -> Result<(), Failure> {
-        if !self.shared.is_leader() {
-            return Err(Failure::Fenced("this process does not hold the lease".to_owned()));
-        }
         let (log, topic) = (self.log.as_ref(), self.table.topic.as_str());
         let mut writer = log.fence(&self.id()).await?;
         let known = self.position().await?;

@@ -2,15 +2,19 @@
 //! query reads, an [`Outlet`] for each file or standard output that one writes.
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::time::Duration;
 
-use super::failure::lock;
+use super::committing::RETRY;
+use super::failure::Failure;
 use super::feed::Feed;
 use super::outlet::Outlet;
 use super::planned::Planned;
+use super::shared::Shared;
 use super::{Engine, Running};
 use crate::reaction::table::{Connector, Table, TableKind};
 use crate::shutdown::Tasks;
+use crate::sync::lock;
 
 /// How long a carrier may take to end before the one that follows it begins.
 const END: Duration = Duration::from_secs(3);
@@ -30,6 +34,46 @@ pub(super) fn carried(planned: &Planned) -> BTreeMap<String, Table> {
         }
     }
     tables
+}
+
+/// Carries a table to its end, beginning again after what can pass: a file may be put there, or repaired. Says whether
+/// it came to the end, and was not stopped, or replaced by another process.
+pub(super) async fn to_the_end<F: Future<Output = Result<(), Failure>>>(
+    shared: &Shared,
+    table: &str,
+    tasks: &Tasks,
+    carry: impl Fn() -> F,
+) -> bool {
+    let mut wait = RETRY.0;
+    loop {
+        let carrying = async {
+            if !shared.is_leader() {
+                return Err(Failure::Fenced("this process does not hold the lease".to_owned()));
+            }
+            carry().await
+        };
+        let ended = tokio::select! {
+            () = tasks.cancelled() => return false,
+            ended = carrying => ended,
+        };
+        match ended {
+            Ok(()) => return true,
+            // What follows it in this process has fenced it, and it sees that first.
+            Err(Failure::Fenced(_)) if tasks.is_cancelled() => return false,
+            Err(Failure::Fenced(reason)) => {
+                tracing::warn!(table, reason, "another process carries it");
+                shared.fenced.cancel();
+                return false;
+            }
+            Err(Failure::Recover(reason) | Failure::Renew(reason) | Failure::Stop(reason)) => {
+                tracing::warn!(table, reason, "it is not carried to its end; trying again");
+            }
+        }
+        tokio::select! {
+            () = tasks.cancelled() => return false,
+            () = tokio::time::sleep(wait) => wait = (wait * 2).min(RETRY.1),
+        }
+    }
 }
 
 impl Engine {

@@ -18,7 +18,7 @@ use super::closing::{self, Closed, Closer, Start, total};
 use super::compile::CompiledQuery;
 use super::decode::Decoded;
 use super::early::{Look, cuts_of};
-use super::failure::{Failure, lock};
+use super::failure::Failure;
 use super::partition::{Partition, Pushed, TimeRules};
 use super::seldom::Seldom;
 use super::spill::Spill;
@@ -27,6 +27,7 @@ use crate::log::{PartitionRange, Record, failpoint};
 use crate::reaction::checkpoint::{Gap, Position};
 use crate::reaction::figures::Figures;
 use crate::reaction::time::NS_PER_MS;
+use crate::sync::lock;
 
 /// How soon to look again when a window should be over and its partition's end is not proved yet.
 pub(super) const PROOF_WAIT: Duration = Duration::from_millis(2);

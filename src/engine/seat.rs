@@ -9,10 +9,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::failure::lock;
 use super::{Engine, EngineError, Place, Settings, Source};
 use crate::log::{self, Lease, Log, LogError};
 use crate::shutdown::Tasks;
+use crate::sync::lock;
 
 /// The name of the engine's lease.
 const LEASE: &str = "engine";

@@ -3,9 +3,8 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
+use crate::sync::lock;
 use tokio::time::Instant;
-
-use super::failure::lock;
 
 /// The least time between two tellings.
 const APART: Duration = Duration::from_secs(1);

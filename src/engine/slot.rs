@@ -13,13 +13,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::change;
 use super::compile::CompiledQuery;
-use super::failure::lock;
 use super::planned::PlannedQuery;
 use super::shared::Shared;
 use super::worker::{Progress, QueryReport, RunningQuery, State};
 use crate::log::LogError;
 use crate::reaction::time::format_rfc3339;
 use crate::shutdown::Tasks;
+use crate::sync::lock;
 
 /// A version that has committed so many windows is not rolled back any more: its failure then is of its data.
 const PROVEN_WINDOWS: usize = 3;

@@ -18,12 +18,12 @@ use tokio::time::Instant;
 use super::chunk::{Chunk, Decoder};
 use super::closing::Lane;
 use super::decode::Decoded;
-use super::failure::lock;
 use super::ring::{Found, Limits, Ring, Weight};
 use super::sharing::{Common, SourceOf};
 use crate::clock;
 use crate::log::{Log, LogError, ReadBatch, Reader};
 use crate::reaction::table::Table;
+use crate::sync::lock;
 
 /// One read brings about this many bytes: enough to amortise it, little to hold.
 const READ_BYTES: usize = 1 << 20;

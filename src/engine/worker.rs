@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::closing::{Closer, Start};
 use super::committing::{RETRY, commit, hold, observe, save_ahead, transaction, writer_id};
 use super::compile::CompiledQuery;
-use super::failure::{Failure, lock};
+use super::failure::Failure;
 use super::reading::{describe, observe_lag, ranges, read_partition};
 use super::run::{COMMIT_EVERY, Committed, Run};
 use super::shared::Shared;
@@ -30,6 +30,7 @@ use crate::reaction::checkpoint::{Checkpoint, Gap};
 use crate::reaction::figures::Figures;
 use crate::reaction::time::{NS_PER_MS, format_rfc3339};
 use crate::shutdown::Tasks;
+use crate::sync::lock;
 
 /// How long a request for figures waits for the readers to reach the log's end.
 const FIGURES_WAIT: Duration = Duration::from_secs(1);

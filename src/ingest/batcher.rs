@@ -5,7 +5,7 @@
 //! nothing of it was or will be written. Anything between is [`Refusal::Unknown`]. A sender that hangs up while its
 //! request waits does not take it back: its rows are written like all others.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
@@ -20,6 +20,7 @@ use crate::log::{Log, LogError, NewRecord};
 use crate::reaction::columns::{Rows, record_overhead};
 use crate::reaction::table::Table;
 use crate::shutdown::Tasks;
+use crate::sync::lock;
 
 /// How often a topic that does not exist is looked for.
 const DISCOVERY: Duration = Duration::from_millis(200);
@@ -189,7 +190,7 @@ impl Batcher {
 
     /// Never held across an await, and nothing in it can be left half-changed.
     fn queue(&self) -> MutexGuard<'_, Queue<Request>> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.queue)
     }
 
     async fn run(self: Arc<Self>) {

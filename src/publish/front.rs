@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex};
 
 use serde::Serialize;
 
-use super::hub::lock;
 use super::members::{MemberState, Members};
 use super::placement::{Placement, Refused};
 use super::{Placement as Mode, Settings};
 use crate::clock;
 use crate::http::Origins;
+use crate::sync::lock;
 
 /// One front process.
 pub struct Front {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::members::MemberState;
 use super::routes::serve_on_loopback;
 use super::tests::{Bench, Events, connect, heard, until};
 use super::{Front, Heart, Members, Placement, Settings, Subscriber, live_router, publish_router};
@@ -45,8 +46,8 @@ impl Region {
         }
         let subscribers: Vec<_> = subscribers.into_iter().map(|(_, subscriber)| subscriber).collect();
         until(|| subscribers.iter().all(|one| one.ready().is_ok()) && heart.ready().is_ok()).await;
-        let live = |members: &Members| members.alive().iter().filter(|member| member.state == "live").count();
-        until(|| live(&members) > names.len()).await;
+        let is_live = |member: &&MemberState| member.state == "live" && member.subscriber.is_some();
+        until(|| members.alive().iter().filter(is_live).count() == names.len()).await;
         let front = Front::new(members.clone(), settings, Origins::default());
         let front = serve_on_loopback(publish_router(front), &tasks).await;
         Self { bench, tasks, members, subscribers, front }

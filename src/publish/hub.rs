@@ -5,7 +5,7 @@
 //! missing and nothing comes twice.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::Notify;
 
@@ -14,6 +14,7 @@ use super::message::Message;
 use super::protocol::{Filter, LiveRequest};
 use super::queue::{Delivery, Queue};
 use crate::reaction::live::LiveId;
+use crate::sync::lock;
 
 /// One connection, as the hub knows it.
 #[derive(Debug)]
@@ -157,10 +158,6 @@ impl Hub {
         }
         (first, None)
     }
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

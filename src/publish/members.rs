@@ -12,12 +12,12 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::hub::lock;
 use crate::clock;
 use crate::log::program::system_topics;
 use crate::log::{Log, LogError, NewRecord, Record, TOPIC_MEMBERS};
 use crate::reaction::time::rfc3339;
 use crate::shutdown::Tasks;
+use crate::sync::lock;
 
 /// How often a member says that it is there.
 pub const BEAT: Duration = Duration::from_secs(1);

@@ -8,12 +8,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use super::hub::lock;
 use crate::clock;
 use crate::log::{
     Log, LogError, NewRecord, PartitionRange, ReadBatch, Reader, Record, Retention, TopicSpec, Transaction,
     Writer,
 };
+use crate::sync::lock;
 
 /// What the next write does instead of succeeding.
 #[derive(Clone, Copy, Debug)]

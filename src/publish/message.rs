@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use serde::Deserialize;
 
+use super::gzip::Block;
 use crate::reaction::live::LiveId;
 use crate::reaction::time::Window;
 
@@ -26,6 +27,7 @@ pub struct Message {
     /// The message in JSON, one line of UTF-8.
     pub json: Bytes,
     sse: OnceLock<Bytes>,
+    block: OnceLock<Block>,
 }
 
 /// What is read of a message; its rows are passed over.
@@ -51,7 +53,16 @@ impl Message {
             return Err("no live message: it is not one line that ends in '}'".to_owned());
         }
         let Head { id, table, room, window, is_final } = head;
-        Ok(Self { id, table: table.into(), room: room.into(), window, is_final, json, sse: OnceLock::new() })
+        Ok(Self {
+            id,
+            table: table.into(),
+            room: room.into(),
+            window,
+            is_final,
+            json,
+            sse: OnceLock::new(),
+            block: OnceLock::new(),
+        })
     }
 
     /// The message in JSON, with `"skipped": n` when it stands for `skipped` older ones besides itself.
@@ -70,6 +81,11 @@ impl Message {
             return self.frame(&self.json(skipped));
         }
         self.sse.get_or_init(|| self.frame(&self.json)).clone()
+    }
+
+    /// [`Message::sse`] compressed, when it stands for no others.
+    pub fn block(&self) -> &Block {
+        self.block.get_or_init(|| Block::new(&self.sse(0)))
     }
 
     /// Whether both tell of the same table and room.

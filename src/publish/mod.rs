@@ -11,16 +11,17 @@
 //!
 //! - [`gather`], [`sequence`]: results records become whole windows, and those one numbered order (pure);
 //! - [`publisher`] runs that against the log, [`cluster`] copies it to a region;
-//! - [`message`], [`history`], [`queue`], [`protocol`]: what a subscriber keeps and what it says (pure);
+//! - [`message`], [`history`], [`queue`], [`protocol`], [`gzip`]: what a subscriber keeps and what it says (pure);
 //! - [`subscriber`] reads its cluster and holds the clients that [`routes`] lets in;
 //! - [`front`] sends clients to the subscriber that [`placement`] chooses (pure) among the [`members`];
 //! - [`standby`]: which of several publishers puts windows into order; [`tier`]: all of it in one process.
 //!
-//! Still to come: registered HTTP endpoints, commands over the WebSocket, compression.
+//! Still to come: registered HTTP endpoints, commands over the WebSocket.
 
 pub mod cluster;
 pub mod front;
 pub mod gather;
+pub mod gzip;
 pub mod history;
 pub mod members;
 pub mod message;

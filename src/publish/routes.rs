@@ -19,6 +19,7 @@ use futures::SinkExt;
 use tokio::time::{Instant, sleep_until, timeout};
 use tower_http::cors::{Any, CorsLayer};
 
+use super::gzip;
 use super::protocol::{DRAIN_RETRY_MS, LEAVING_MS, LiveRequest, answer, drain_message, gap_message};
 use super::queue::Delivery;
 use super::sse;
@@ -65,7 +66,7 @@ async fn live(
     };
     match upgrade {
         Some(upgrade) => by_socket(upgrade, subscriber, seat, request.after),
-        None => by_events(seat, request.after),
+        None => by_events(seat, request.after, accepts_gzip(&headers)),
     }
 }
 
@@ -91,13 +92,20 @@ fn place<'a>(
     by_load.into_iter().find_map(|subscriber| Some((subscriber, subscriber.join(request)?)))
 }
 
-fn by_events(seat: Seat, after: Option<String>) -> Response {
+fn accepts_gzip(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+    gzip::accepts(&accepted.collect::<Vec<_>>().join(","))
+}
+
+fn by_events(seat: Seat, after: Option<String>, compressed: bool) -> Response {
     let headers = [
         (header::CONTENT_TYPE, "text/event-stream"),
         (header::CACHE_CONTROL, "no-store"),
+        (header::VARY, "accept-encoding"),
         (header::HeaderName::from_static("x-accel-buffering"), "no"),
     ];
-    (headers, Body::from_stream(sse::stream(seat, after))).into_response()
+    let encoding = compressed.then_some([(header::CONTENT_ENCODING, "gzip")]);
+    (headers, encoding, Body::from_stream(sse::stream(seat, after, compressed))).into_response()
 }
 
 fn by_socket(

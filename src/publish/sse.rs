@@ -10,6 +10,7 @@ use futures::stream::unfold;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::gzip::{self, Block};
 use super::protocol::{DRAIN_RETRY_MS, LEAVING_MS, SSE_HEARTBEAT, drain_event, gap_event};
 use super::queue::Delivery;
 use super::subscriber::{Leave, Seat};
@@ -26,6 +27,17 @@ struct Connection {
     waiting: VecDeque<Delivery>,
     /// The client was told to go elsewhere; then it is served no longer.
     ends_at: Option<Instant>,
+    /// The client takes its events compressed.
+    gzip: Option<gzip::Stream>,
+    part: Part,
+}
+
+/// Where in its stream a connection is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Begin,
+    Events,
+    End,
 }
 
 /// The stream of one client; ends when the process stops, after what waits already, or when the client is to be
@@ -33,6 +45,7 @@ struct Connection {
 pub(super) fn stream(
     seat: Seat,
     after: Option<String>,
+    compressed: bool,
 ) -> impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static {
     let connection = Connection {
         leave: seat.leave(),
@@ -41,12 +54,30 @@ pub(super) fn stream(
         after,
         waiting: VecDeque::new(),
         ends_at: None,
+        gzip: compressed.then(gzip::Stream::default),
+        part: Part::Begin,
     };
     unfold(connection, async |mut connection| Some((Ok(connection.next().await?), connection)))
 }
 
 impl Connection {
     async fn next(&mut self) -> Option<Bytes> {
+        if let (Part::Begin, Some(gzip)) = (self.part, &self.gzip) {
+            self.part = Part::Events;
+            return Some(gzip.begin());
+        }
+        if self.part == Part::End {
+            return None;
+        }
+        let event = self.event().await;
+        if event.is_none() {
+            self.part = Part::End;
+            return self.gzip.as_ref().map(gzip::Stream::end);
+        }
+        event
+    }
+
+    async fn event(&mut self) -> Option<Bytes> {
         if self.waiting.is_empty() {
             let is_told = self.ends_at.is_some();
             let heartbeat = Instant::now() + HEARTBEAT;
@@ -56,16 +87,29 @@ impl Connection {
                 () = self.stop.cancelled() => return if is_told { None } else { Some(self.send_away(false)) },
                 () = self.leave.asked(), if !is_told => return Some(self.send_away(true)),
                 () = sleep_until(self.ends_at.unwrap_or(heartbeat).min(heartbeat)) => {
-                    return if self.ends_at.is_some_and(|at| at < heartbeat) { None } else { Some(SSE_HEARTBEAT) };
+                    let is_over = self.ends_at.is_some_and(|at| at < heartbeat);
+                    return if is_over { None } else { Some(self.say(SSE_HEARTBEAT)) };
                 }
             }
         }
         let delivery = self.waiting.pop_front()?;
         self.seat.written([&delivery]);
-        Some(match delivery {
-            Delivery::Window { message, skipped } => message.sse(skipped),
-            Delivery::Gap => gap_event(self.after.take().as_deref()),
+        Some(match (delivery, &mut self.gzip) {
+            (Delivery::Window { message, skipped: 0 }, Some(gzip)) => gzip.next(message.block()),
+            (Delivery::Window { message, skipped }, _) => self.say(message.sse(skipped)),
+            (Delivery::Gap, _) => {
+                let event = gap_event(self.after.take().as_deref());
+                self.say(event)
+            }
         })
+    }
+
+    /// An event of this client alone, as it is sent.
+    fn say(&mut self, event: Bytes) -> Bytes {
+        match &mut self.gzip {
+            Some(gzip) => gzip.next(&Block::new(&event)),
+            None => event,
+        }
     }
 
     /// Tells the client to connect again elsewhere after a random time; `stays` is whether it is served until then.
@@ -73,6 +117,6 @@ impl Connection {
         let retry_ms = rand::random_range(DRAIN_RETRY_MS);
         let served_ms = if stays { retry_ms + LEAVING_MS } else { 0 };
         self.ends_at = Some(Instant::now() + Duration::from_millis(served_ms));
-        drain_event(retry_ms)
+        self.say(drain_event(retry_ms))
     }
 }

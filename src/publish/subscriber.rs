@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Settings;
 use super::cluster::topic_spec;
-use super::hub::{Client, Hub, Joined, lock};
+use super::hub::{Client, Hub, Joined};
 use super::members::{self, Heart, MemberState, Members};
 use super::message::Message;
 use super::protocol::LiveRequest;
@@ -23,6 +23,7 @@ use super::tail::range;
 use crate::clock;
 use crate::log::{Log, LogError, Record, cluster_topic};
 use crate::shutdown::Tasks;
+use crate::sync::lock;
 
 /// Bytes of one read, about.
 const READ_BYTES: usize = 1 << 20;

@@ -477,3 +477,36 @@ async fn a_table_that_comes_while_it_runs_is_published_too() {
     until(|| live(&log, TOPIC_LIVE).len() == 2).await;
     assert_eq!(live(&log, TOPIC_LIVE)[1]["table"], "second");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_takes_gzip_gets_the_same_events_in_fewer_bytes_to_the_streams_end() {
+    let (_log, bench) = Bench::in_memory().await;
+    let tasks = Tasks::new();
+    let (_tier, address) = bench.tier(&Settings::default(), &tasks).await;
+    let open = async |encoding: &str| {
+        let request = reqwest::Client::new().get(format!("http://{address}/v1/live"));
+        request.header("accept-encoding", encoding).send().await.unwrap()
+    };
+    let (plain, packed) = (open("gzip;q=0").await, open("deflate, gzip").await);
+    assert_eq!(
+        (plain.headers().get("content-encoding"), &packed.headers()["content-encoding"]),
+        (None, &"gzip".parse().unwrap())
+    );
+    let mut plain = Events(plain.bytes_stream().boxed(), String::new());
+    for end in (2..=60).step_by(2) {
+        bench.close(&[(end, "main")]).await;
+    }
+    let windows = plain.windows(30).await;
+    assert!(tasks.stop(Duration::from_secs(5)).await, "everything ends in time");
+
+    let packed = packed.bytes().await.unwrap();
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(&packed[..]), &mut text).unwrap();
+    let heard: Vec<Value> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("data: {\"id\""))
+        .map(|rest| serde_json::from_str(&format!("{{\"id\"{rest}")).unwrap())
+        .collect();
+    assert_eq!(heard, windows);
+    assert!(packed.len() < text.len() * 9 / 10, "{} of {} bytes", packed.len(), text.len());
+}

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::watch;
 
@@ -12,6 +12,7 @@ use crate::log::Record;
 use crate::log::result_row::{self, WINDOW_COLUMNS, is_of_window};
 use crate::reaction::table::Table;
 use crate::reaction::time::Window;
+use crate::sync::lock;
 
 /// What a row and a room cost besides their text: pointers, lengths and the maps' share.
 const OVERHEAD_BYTES: usize = 48;
@@ -190,7 +191,7 @@ impl ResultStore {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 }
 

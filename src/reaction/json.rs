@@ -26,7 +26,7 @@ pub fn json_value(values: &ArrayRef, row: usize) -> Option<Value> {
         DataType::Int64 => Value::from(values.as_primitive::<Int64Type>().value(row)),
         DataType::UInt32 => Value::from(values.as_primitive::<UInt32Type>().value(row)),
         DataType::UInt64 => Value::from(values.as_primitive::<UInt64Type>().value(row)),
-        DataType::Float32 => Value::from(f64::from(values.as_primitive::<Float32Type>().value(row))),
+        DataType::Float32 => Value::from(shortest(values.as_primitive::<Float32Type>().value(row))),
         DataType::Float64 => Value::from(values.as_primitive::<Float64Type>().value(row)),
         DataType::Timestamp(TimeUnit::Nanosecond, _) => {
             Value::from(format_rfc3339(values.as_primitive::<TimestampNanosecondType>().value(row)))
@@ -48,12 +48,19 @@ pub fn json_value(values: &ArrayRef, row: usize) -> Option<Value> {
     })
 }
 
+/// The number that is written with the digits that `value` needs, 0.1 for 0.1: widened as it is, 0.10000000149… would
+/// be written.
+fn shortest(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or_else(|_| f64::from(value))
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
     use arrow::array::{
-        BinaryArray, Decimal128Array, DictionaryArray, Float64Array, Int64Array, ListArray, UInt64Array,
+        BinaryArray, Decimal128Array, DictionaryArray, Float32Array, Float64Array, Int64Array, ListArray,
+        UInt64Array,
     };
     use arrow::datatypes::Int32Type as Code;
     use serde_json::json;
@@ -64,13 +71,15 @@ mod tests {
     fn every_type_has_its_form() {
         let decimals = Decimal128Array::from(vec![-1205]).with_precision_and_scale(10, 2).unwrap();
         let lists = ListArray::from_iter_primitive::<Int64Type, _, _>([Some([Some(1), None])]);
-        let forms: [(ArrayRef, Value); 8] = [
+        let forms: [(ArrayRef, Value); 10] = [
             (Arc::new(decimals), json!("-12.05")),
             (Arc::new(BinaryArray::from(vec![&[0xff, 0, 1][..]])), json!("/wAB")),
             (Arc::new(lists), json!([1, null])),
             (Arc::new(DictionaryArray::<Code>::from_iter(["a"])), json!("a")),
             (Arc::new(Float64Array::from(vec![f64::NAN])), json!(null)),
             (Arc::new(Float64Array::from(vec![0.5])), json!(0.5)),
+            (Arc::new(Float32Array::from(vec![0.1])), json!(0.1)),
+            (Arc::new(Float32Array::from(vec![f32::INFINITY])), json!(null)),
             (Arc::new(Int64Array::from(vec![None])), json!(null)),
             (Arc::new(UInt64Array::from(vec![u64::MAX])), json!(u64::MAX)),
         ];

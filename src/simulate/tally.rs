@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use crate::sync::lock;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 use tokio::time::Instant;
@@ -83,7 +84,7 @@ impl Latencies {
     fn record(&self, latency: Duration) {
         if let Some(histogram) = &self.0 {
             let latency_us = u64::try_from(latency.as_micros()).unwrap_or(LONGEST_US);
-            histogram.lock().unwrap_or_else(PoisonError::into_inner).saturating_record(latency_us);
+            lock(histogram).saturating_record(latency_us);
         }
     }
 
@@ -190,7 +191,7 @@ impl Tally {
 
     /// What went wrong, in the words of whoever said it, and how often.
     pub fn troubles(&self) -> Vec<(String, u64)> {
-        self.troubles.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.troubles).clone()
     }
 
     /// A request of `rows` reactions that was answered 202, with the times since each of its parts was due.
@@ -217,7 +218,7 @@ impl Tally {
     }
 
     pub(super) fn record_trouble(&self, text: &str) {
-        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut troubles = lock(&self.troubles);
         if let Some((_, times)) = troubles.iter_mut().find(|(known, _)| known == text) {
             *times += 1;
         } else if troubles.len() < KEPT_TROUBLES {

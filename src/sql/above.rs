@@ -15,10 +15,12 @@ use datafusion::logical_expr::utils::split_conjunction;
 use datafusion::logical_expr::{BinaryExpr, Expr, LogicalPlan, Operator};
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 
-use super::cut::{Anchor, Cut, Refusal, WindowedRows, Windowing, calls_window, refuse, windowing};
+use super::cut::{Cut, WindowedRows};
 use super::functions::window_call;
 use super::planner::Planner;
+use super::refusal::{Anchor, Refusal, refuse};
 use super::statics::{StaticRows, sides};
+use super::windowing::{Windowing, calls_window, windowing};
 
 /// What a column tells of the window of its row.
 #[derive(Clone, Copy, PartialEq, Eq)]

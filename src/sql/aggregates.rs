@@ -7,9 +7,9 @@ use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext
 use datafusion::logical_expr::{Expr, ExprSchemable, SortExpr};
 use datafusion::physical_expr::aggregate::LoweredAggregateBuilder;
 
-use super::cut::{Anchor, Refusal, refuse};
 use super::errors;
 use super::order::IN_ORDER;
+use super::refusal::{Anchor, Refusal, refuse};
 
 /// The function with its first argument as the last word of its ORDER BY, so that rows which are equal there come in the
 /// same order in every run.

@@ -13,9 +13,9 @@ use datafusion::sql::sqlparser::ast::{
 use datafusion::sql::sqlparser::tokenizer::{Location, Span};
 
 use super::checks::last_name;
-use super::cut::{Anchor, Refusal};
 use super::diagnostic::Finding;
 use super::functions::WindowCall;
+use super::refusal::{Anchor, Refusal};
 use crate::reaction::table::IMPLIED_EVENT_TIME;
 
 /// What DataFusion found wrong with a query. `own_places` is false when its places may lie in another text (a view's).

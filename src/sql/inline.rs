@@ -10,7 +10,8 @@ use datafusion::common::{DFSchema, DFSchemaRef, Result};
 use datafusion::logical_expr::utils::split_conjunction_owned;
 use datafusion::logical_expr::{Expr, LogicalPlan};
 
-use super::cut::{Anchor, Refusal, WindowedRows};
+use super::cut::WindowedRows;
+use super::refusal::{Anchor, Refusal};
 use super::statics::{Step, sides};
 
 /// A plan of projections, filters and static joins over one table.

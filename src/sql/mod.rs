@@ -9,6 +9,7 @@
 
 mod above;
 mod aggregates;
+mod assign;
 mod catalog;
 mod checks;
 mod constants;
@@ -26,23 +27,24 @@ mod options;
 mod order;
 mod parse;
 mod parts;
+mod placed;
 pub mod planner;
 mod program;
+mod refusal;
 mod rewrite;
 pub mod statics;
 mod types;
+mod windowing;
 
 use arrow::datatypes::SchemaRef;
 
 use crate::reaction::table::Table;
-pub(crate) use cut::fnv1a;
 pub use diagnostic::{Diagnostic, Severity};
 pub use explain::explain;
 pub use files::load_folder;
+pub use placed::{declaring_file, error_at_option, error_at_table, warning_at_watermark};
 pub(crate) use program::ONE_LOG;
-pub use program::{
-    declaring_file, error_at_option, error_at_table, plan_program, plan_program_with, warning_at_watermark,
-};
+pub use program::{plan_program, plan_program_with};
 
 /// One SQL file: the name that diagnostics show, and its text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,4 +123,13 @@ impl Query {
     pub fn sinks(&self) -> impl Iterator<Item = &Table> {
         self.outputs.iter().map(|output| &output.sink)
     }
+}
+
+/// FNV-1a, 64 bits, as 16 hexadecimal digits: <http://www.isthe.com/chongo/tech/comp/fnv/>. The standard library's
+/// hasher may change.
+pub(crate) fn fnv1a(bytes: impl IntoIterator<Item = u8>) -> String {
+    let hash = bytes.into_iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("{hash:016x}")
 }

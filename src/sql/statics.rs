@@ -13,9 +13,10 @@ use datafusion::logical_expr::logical_plan::{Extension, Join};
 use datafusion::logical_expr::utils::{conjunction, split_conjunction};
 use datafusion::logical_expr::{BinaryExpr, Expr, LogicalPlan, Operator, UserDefinedLogicalNodeCore};
 
-use super::cut::{Anchor, Refusal, calls_window, refuse};
 use super::inline::{Inlined, substitute};
 use super::planner::{Planner, Relation};
+use super::refusal::{Anchor, Refusal, refuse};
+use super::windowing::calls_window;
 
 /// What is done with each row before it is kept, in order. What stands behind one is evaluated only on rows that pass it
 /// (`WHERE x <> 0` guards a `10 / x`).

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use super::{Parcel, Shelf, ShelfError};
-use crate::engine::failure::lock;
+use crate::sync::lock;
 
 /// A file that is this large takes nothing more, so that its space comes back when what it holds is over. A larger share
 /// of what may be there keeps the number of open files small.

@@ -15,7 +15,7 @@ use datafusion::prelude::SessionConfig;
 use futures::Stream;
 
 use super::{Parcel, Shelf, ShelfError};
-use crate::engine::failure::lock;
+use crate::sync::lock;
 
 /// As much is put aside together.
 const PARCEL_BYTES: usize = 256 << 10;

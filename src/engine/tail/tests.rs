@@ -13,6 +13,7 @@ use crate::engine::compile::CompiledQuery;
 use crate::log::{NewRecord, PartitionRange, Record, TopicSpec, Writer};
 use crate::reaction::checkpoint::Position;
 use crate::sql::{SqlFile, plan_program};
+use crate::sync::lock;
 
 const SOON: Duration = Duration::from_millis(3);
 /// Longer than any of these tests takes.

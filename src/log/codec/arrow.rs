@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use ::arrow::array::{
     Array, ArrayRef, DictionaryArray, Int32Array, RecordBatch, RecordBatchOptions, StringArray,
@@ -29,6 +29,7 @@ use super::arrow_small::Usual;
 use super::{CodecError, MAX_READ_ROWS, Origin, RecordCodec, damaged, new_record};
 use crate::log::{ARROW_STREAM, NewRecord};
 use crate::reaction::columns::{Column as Growing, shortened};
+use crate::sync::lock;
 
 /// What a record's compressed buffers may hold together once they are decompressed. Hundred times a usual record.
 const MAX_INFLATED: u64 = 64 << 20;
@@ -145,7 +146,7 @@ fn known(
             let known = Arc::new(learn(codec, description, columns)?);
             let others = seen.iter().take(MAX_KNOWN - 1).cloned();
             let all = std::iter::once(Arc::clone(&known)).chain(others).collect();
-            *codec.known_schemas.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(all);
+            *lock(&codec.known_schemas) = Arc::new(all);
             known
         }
     };

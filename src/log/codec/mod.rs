@@ -17,7 +17,7 @@ mod json_plain;
 mod json_text;
 mod raw;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use ::arrow::array::{Array, RecordBatch, RecordBatchOptions};
 use ::arrow::datatypes::{Field, Schema, SchemaRef};
@@ -29,6 +29,7 @@ use crate::reaction::columns::{Column as Growing, Mismatch, takes};
 pub use crate::reaction::schema::{arrow_schema, record_schema};
 use crate::reaction::table::{Column, ColumnSource, ColumnType, DefaultValue, Format, MetadataField, Table};
 use crate::reaction::time::NS_PER_MS;
+use crate::sync::lock;
 pub use json_text::JsonText;
 
 /// The most rows a record may have that this program writes.
@@ -278,7 +279,7 @@ impl RecordCodec {
     }
 
     fn known_schemas(&self) -> arrow::KnownSchemas {
-        Arc::clone(&self.known_schemas.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&lock(&self.known_schemas))
     }
 
     fn nothing(&self, columns: &[usize]) -> Decoded {

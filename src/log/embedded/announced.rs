@@ -3,8 +3,9 @@
 //! Without it a stall of the disk makes rows late that waited in this very process: between the end of one append and
 //! the beginning of the next nothing is under way, and the end of the partition would be proved for "now".
 
+use crate::sync::lock;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// By topic: how many announcements there are of each time of receipt. Bounded by the requests that ingest lets wait.
 #[derive(Debug, Default)]
@@ -40,7 +41,7 @@ impl Announced {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, BTreeMap<i64, usize>>> {
-        self.by_topic.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.by_topic)
     }
 }
 

@@ -10,9 +10,10 @@ use tokio::time::Instant;
 use super::partition::Partition;
 use super::queue::{Order, Work};
 use super::topics::Topic;
-use super::{Shared, lock, not_written};
+use super::{Shared, not_written};
 use crate::clock;
 use crate::log::{LogError, Retention};
+use crate::sync::lock;
 
 /// How often retention is applied.
 const RETENTION_EVERY: Duration = Duration::from_secs(60);

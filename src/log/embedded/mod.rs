@@ -44,7 +44,7 @@ mod writer;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -61,6 +61,7 @@ use self::reader::EmbeddedReader;
 use self::topics::{Holds, Topics};
 use self::writer::WriterThread;
 use super::{Log, LogError, NewRecord, PartitionRange, Reader, Record, TopicSpec, Transaction, Writer};
+use crate::sync::lock;
 
 /// The database's name under the data directory.
 pub const FILE: &str = "emostream.db";
@@ -396,11 +397,6 @@ impl Writer for EmbeddedWriter {
             }
         }
     }
-}
-
-/// Locks; a panic elsewhere leaves the state whole, because every change below a lock is a few assignments.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What an error of SQLite means for the caller when nothing was committed.

@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use super::{MAX_RECORD_BYTES, headers, lock};
+use super::{MAX_RECORD_BYTES, headers};
 use crate::log::{LogError, NewRecord, PartitionRange, Record};
+use crate::sync::lock;
 
 /// What a record costs in memory beside its bytes, about.
 const RECORD_OVERHEAD_BYTES: usize = 96;

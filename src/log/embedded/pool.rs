@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex};
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::Semaphore;
 
-use super::{lock, not_written};
+use super::not_written;
 use crate::log::LogError;
+use crate::sync::lock;
 
 /// Connections that are opened when needed and kept; beyond their number, readers wait for one.
 pub(super) struct Pool {

@@ -6,9 +6,9 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use super::lock;
 use super::partition::{Partition, UnderWay};
 use crate::log::{LogError, NewRecord, TopicSpec};
+use crate::sync::lock;
 
 /// What one group takes from the appends, so that none waits for a group without end.
 const GROUP_BYTES: usize = 16 << 20;

@@ -10,10 +10,11 @@ use super::housekeeping::Housekeeper;
 use super::partition::{Partition, Standing};
 use super::queue::{Order, Work};
 use super::topics::{Topic, check};
-use super::{Shared, headers, lock, not_written, schema};
+use super::{Shared, headers, not_written, schema};
 use crate::clock;
 use crate::log::failpoint;
 use crate::log::{LogError, NewRecord, Record, Retention, TopicSpec};
+use crate::sync::lock;
 
 /// Records deleted in one step, so that a write waits little for it.
 const DELETE_STEP_RECORDS: i64 = 64;

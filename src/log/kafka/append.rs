@@ -15,8 +15,9 @@ use tokio::time::Instant;
 
 use super::meta::{ANSWER, Counting, Meta, failed};
 use super::settings::{Context, KafkaSettings};
-use super::{blocking, create, locked, number};
+use super::{blocking, create, number};
 use crate::log::{LogError, NewRecord};
+use crate::sync::lock;
 
 /// How long a full queue is waited for.
 const QUEUE_WAIT: Duration = Duration::from_secs(5);
@@ -58,7 +59,7 @@ impl Appender {
         records: &[NewRecord],
     ) -> Result<i64, LogError> {
         self.check(topic, partition, records).await?;
-        let producer = locked(&self.producer).clone();
+        let producer = lock(&self.producer).clone();
         let deadline = Instant::now() + QUEUE_WAIT;
         let mut deliveries = Vec::with_capacity(records.len());
         let mut outcome = Ok(-1);
@@ -147,7 +148,7 @@ impl Appender {
     /// A producer with a fatal error never sends again; a new one does.
     fn replace_if_broken(&self, used: &FutureProducer<Context>) {
         let Some((code, reason)) = used.client().fatal_error() else { return };
-        let mut current = locked(&self.producer);
+        let mut current = lock(&self.producer);
         if current.client().native_ptr() != used.client().native_ptr() {
             return;
         }

@@ -28,11 +28,12 @@ use rdkafka::topic_partition_list::Offset;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::create;
 use super::meta::{Counting, Meta, Place};
 use super::settings::{Context, KafkaSettings};
-use super::{create, locked};
 use crate::clock;
 use crate::log::LogError;
+use crate::sync::lock;
 
 /// How often is asked: a quarter of the engine's `idle_ms`, which is 100 on Kafka.
 const TICK: Duration = Duration::from_millis(25);
@@ -80,13 +81,13 @@ struct Proof {
 impl Watch {
     /// The reader got records and goes on at `position`.
     pub(super) fn moved(&self, position: i64) {
-        let mut state = locked(&self.state);
+        let mut state = lock(&self.state);
         *state = State { position, ..State::default() };
     }
 
     /// The reader's position moved up to the end over offsets that hold nothing; what was proven still is.
     pub(super) fn skipped(&self, end: i64) {
-        let mut state = locked(&self.state);
+        let mut state = lock(&self.state);
         state.position = end;
         if let Some(proof) = &mut state.proof {
             proof.position = end;
@@ -95,7 +96,7 @@ impl Watch {
 
     /// The proof for this position, if there is a fresh one: the end, and the time before which all was read.
     pub(super) fn proof(&self, position: i64) -> Option<(i64, i64)> {
-        let state = locked(&self.state);
+        let state = lock(&self.state);
         let proof =
             state.proof.filter(|proof| proof.position == position && proof.asked.elapsed() < VALID)?;
         Some((proof.end, proof.before_ms))
@@ -103,20 +104,20 @@ impl Watch {
 
     /// Up to where no record follows this position, if that was found. It stays so, however old the answer is.
     pub(super) fn nothing_before(&self, position: i64) -> Option<i64> {
-        let state = locked(&self.state);
+        let state = lock(&self.state);
         state.proof.filter(|proof| proof.position == position).map(|proof| proof.end)
     }
 
     /// The position, when the reader is to be asked for now.
     fn wanted(&self, now: Instant) -> Option<i64> {
-        let state = locked(&self.state);
+        let state = lock(&self.state);
         let waits = state.waits_until.is_some_and(|until| now < until);
         (waits && (self.clocked || !state.found)).then_some(state.position)
     }
 
     /// Takes an answer. True when the end lies above the position for the second time: a gap is to be looked into.
     fn answered(&self, position: i64, end: i64, before_ms: i64, asked: Instant) -> bool {
-        let mut state = locked(&self.state);
+        let mut state = lock(&self.state);
         if state.position != position {
             return false;
         }
@@ -131,7 +132,7 @@ impl Watch {
 
     /// Nothing lies between the position and the end.
     fn bridged(&self, proof: Proof) {
-        let mut state = locked(&self.state);
+        let mut state = lock(&self.state);
         if state.position == proof.position {
             state.found = true;
             state.proof = Some(proof);
@@ -168,7 +169,7 @@ impl Ends {
         let clocked = !place.0.starts_with("emostream.");
         let state = Mutex::new(State { position, ..State::default() });
         let watch = Arc::new(Watch { place, woken, clocked, state });
-        let mut shared = locked(&self.shared.0);
+        let mut shared = lock(&self.shared.0);
         shared.watches.retain(|watch| watch.strong_count() > 0);
         shared.watches.push(Arc::downgrade(&watch));
         watch
@@ -177,11 +178,11 @@ impl Ends {
     /// The reader has nothing and waits up to `wait`.
     pub(super) fn waits(&self, watch: &Watch, wait: Duration) {
         let first = {
-            let mut state = locked(&watch.state);
+            let mut state = lock(&watch.state);
             state.waits_until.replace(Instant::now() + wait + LINGER).is_none()
         };
         if first {
-            locked(&self.shared.0).poked = true;
+            lock(&self.shared.0).poked = true;
             self.shared.1.notify_one();
         }
     }
@@ -189,7 +190,7 @@ impl Ends {
 
 impl Drop for Ends {
     fn drop(&mut self) {
-        locked(&self.shared.0).stop = true;
+        lock(&self.shared.0).stop = true;
         self.shared.1.notify_one();
     }
 }
@@ -205,7 +206,7 @@ impl Asker {
         loop {
             let begun = Instant::now();
             let watches: Vec<Arc<Watch>> = {
-                let mut shared = locked(&shared.0);
+                let mut shared = lock(&shared.0);
                 shared.poked = false;
                 shared.watches.iter().filter_map(Weak::upgrade).collect()
             };
@@ -301,7 +302,7 @@ fn is_passing(error: &KafkaError) -> bool {
 
 /// Sleeps to the next tick, or while nobody waits until somebody does. True when the thread is to end.
 fn stopped(shared: &(Mutex<Shared>, Condvar), begun: Instant, idle: bool) -> bool {
-    let mut state = locked(&shared.0);
+    let mut state = lock(&shared.0);
     loop {
         let until = if idle && !state.poked { SERVE } else { TICK };
         let left = until.saturating_sub(begun.elapsed());

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use super::settings::{Context, KafkaSettings};
 use super::{blocking, create};
 use crate::log::{Lease, LogError};
+use crate::sync::lock;
 
 /// How often the group is polled.
 const POLL: Duration = Duration::from_millis(100);
@@ -67,7 +68,7 @@ impl Lease for KafkaLease {
 
     async fn release(&self) {
         self.standing.released.store(true, Ordering::Release);
-        let thread = super::locked(&self.thread).take();
+        let thread = lock(&self.thread).take();
         if let Some(thread) = thread {
             let joined = blocking(move || Ok(thread.join().is_ok())).await;
             if !matches!(joined, Ok(true)) {

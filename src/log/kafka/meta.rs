@@ -16,9 +16,10 @@ use rdkafka::topic_partition_list::Offset;
 
 use tokio::time::Instant;
 
+use super::create;
 use super::settings::{Context, KafkaSettings};
-use super::{create, locked};
 use crate::log::{LogError, PartitionRange};
+use crate::sync::lock;
 
 /// How long a question may take.
 pub(super) const ANSWER: Duration = Duration::from_secs(5);
@@ -98,7 +99,7 @@ impl Meta {
         if count == 0 {
             return Ok(None);
         }
-        locked(&self.partitions).insert(topic.to_owned(), count);
+        lock(&self.partitions).insert(topic.to_owned(), count);
         Ok(Some(count))
     }
 
@@ -113,7 +114,7 @@ impl Meta {
 
     /// Whether the partition is known without asking.
     pub(super) fn knows(&self, topic: &str, partition: u32) -> bool {
-        locked(&self.partitions).get(topic).is_some_and(|&count| partition < count)
+        lock(&self.partitions).get(topic).is_some_and(|&count| partition < count)
     }
 
     /// That the partition exists; asks only when it was not seen before.
@@ -226,7 +227,7 @@ impl Meta {
     /// Not more often than the brokers bear.
     fn may_refresh(&self) -> bool {
         let now = Instant::now();
-        let mut last = locked(&self.refreshed);
+        let mut last = lock(&self.refreshed);
         let due = last.is_none_or(|last| now - last >= REFRESH);
         if due {
             *last = Some(now);

@@ -21,7 +21,7 @@ mod topics;
 mod writer;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -194,11 +194,6 @@ where
         }
         other => LogError::Refused(format!("a Kafka client could not be created: {other}")),
     })
-}
-
-/// The value behind a mutex; one that a panic left is as good as any here, for none is changed in steps.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A partition's number as librdkafka wants it.

@@ -22,8 +22,9 @@ use tokio::time::Instant;
 use super::append::{headers, size};
 use super::meta::failed;
 use super::settings::{Context, KafkaSettings};
-use super::{blocking, create, locked, number};
+use super::{blocking, create, number};
 use crate::log::{LogError, NewRecord, Transaction, Writer, failpoint};
+use crate::sync::lock;
 
 /// How long fencing may take: the brokers first decide what the earlier writer left open.
 const FENCE: Duration = Duration::from_secs(30);
@@ -57,7 +58,7 @@ impl ProducerContext for Deliveries {
 
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
         if let Err((error, _)) = result {
-            locked(&self.failed).get_or_insert_with(|| error.clone());
+            lock(&self.failed).get_or_insert_with(|| error.clone());
         }
     }
 }
@@ -149,13 +150,13 @@ impl Session {
 
     /// Everything before the commit is requested.
     fn write(&self, transaction: &Transaction) -> Result<(), KafkaError> {
-        *locked(&self.producer.context().failed) = None;
+        *lock(&self.producer.context().failed) = None;
         let deadline = Instant::now() + WRITE;
         for (topic, partition, record) in &transaction.records {
             self.send(topic, *partition, record, deadline)?;
         }
         self.deliver(deadline)?;
-        if let Some(error) = locked(&self.producer.context().failed).take() {
+        if let Some(error) = lock(&self.producer.context().failed).take() {
             return Err(error);
         }
         for (group, positions) in &transaction.consumed {
@@ -253,13 +254,13 @@ impl Session {
 
     /// The group's name in the form a transaction wants; a consumer is made for it once.
     fn group(&self, group: &str) -> Result<Arc<ConsumerGroupMetadata>, KafkaError> {
-        if let Some(known) = locked(&self.groups).get(group) {
+        if let Some(known) = lock(&self.groups).get(group) {
             return Ok(Arc::clone(known));
         }
         let consumer: BaseConsumer<Context> = self.settings.group(group).create_with_context(Context)?;
         let metadata = consumer.group_metadata().ok_or(KafkaError::Canceled)?;
         let metadata = Arc::new(metadata);
-        locked(&self.groups).insert(group.to_owned(), Arc::clone(&metadata));
+        lock(&self.groups).insert(group.to_owned(), Arc::clone(&metadata));
         Ok(metadata)
     }
 
