@@ -22,7 +22,7 @@ use crate::sql::Program;
 /// in the log then.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Where the embedded log is kept
+    /// Where the embedded log is kept, and windows that memory does not hold
     #[arg(long, value_name = "DIR", default_value = "./data")]
     data_dir: PathBuf,
     /// The folder of SQL files [default: ./sql, written when there is none]
@@ -42,7 +42,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let listen = args.serve.listen.unwrap_or_else(|| "127.0.0.1:8080".to_owned());
     super::process::check_listen(&listen, &loaded.settings)?;
     let planned = program::load(args.sql.as_deref())?;
-    let settings = program::with_log_of(&planned, loaded);
+    let mut settings = program::with_log_of(&planned, loaded);
+    settings.engine.spill_dir.get_or_insert_with(|| args.data_dir.join("spill"));
     let place = match settings.log.kind {
         LogKind::Embedded => LogPlace::Embedded(args.data_dir.clone()),
         LogKind::Kafka => LogPlace::Kafka,

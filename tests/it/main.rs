@@ -38,6 +38,7 @@ mod session_changes;
 mod sharing;
 mod simulate;
 mod simulation;
+mod spill;
 mod sql;
 mod standby;
 mod statics;

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::publish::{close_in, create_sink, program};
+use crate::support::tier::{close, create_sink, program};
 use crate::support::binary::Running;
 use crate::support::by_request;
 use crate::support::endpoint::{Answer, Endpoint, Posted};
@@ -95,7 +95,7 @@ impl House {
         self.closed_s += 1;
         let mut writer = self.log.fence("engine").await.unwrap();
         for room in rooms {
-            close_in(writer.as_mut(), room, self.closed_s).await;
+            close(writer.as_mut(), self.closed_s, room).await;
         }
     }
 

@@ -8,6 +8,7 @@ pub(crate) mod damage;
 pub(crate) mod dying;
 pub(crate) mod endpoint;
 pub(crate) mod golden;
+pub(crate) mod house;
 pub(crate) mod kafka;
 pub(crate) mod load;
 pub(crate) mod patient;
