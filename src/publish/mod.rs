@@ -10,7 +10,7 @@
 //! order a window passes them:
 //!
 //! - [`gather`], [`sequence`]: results records become whole windows, and those one numbered order (pure);
-//! - [`publisher`] runs that against the log, [`cluster`] copies it to a region;
+//! - [`publisher`] runs that against the log, [`cluster`] copies it to a region, which may be on a log of its own ([`region`]);
 //! - [`message`], [`history`], [`queue`], [`protocol`]: what a subscriber keeps and what it says (pure);
 //! - [`subscriber`] reads its cluster and holds the clients that [`routes`] lets in;
 //! - [`front`] sends clients to the subscriber that [`placement`] chooses (pure) among the [`members`];
@@ -31,6 +31,7 @@ pub mod placement;
 pub mod protocol;
 pub mod publisher;
 pub mod queue;
+pub mod region;
 pub mod registrations;
 pub mod routes;
 pub mod sequence;
@@ -50,6 +51,8 @@ mod tail;
 mod front_tests;
 #[cfg(test)]
 mod memory_log;
+#[cfg(test)]
+mod region_tests;
 #[cfg(test)]
 mod tests;
 
