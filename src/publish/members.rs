@@ -80,9 +80,9 @@ impl MemberState {
 }
 
 /// Before the key of a subscriber: that it is to drain.
-const DRAIN: &str = "drain/";
+pub(super) const DRAIN: &str = "drain/";
 
-fn subscriber_key(cluster: &str, name: &str) -> String {
+pub(super) fn subscriber_key(cluster: &str, name: &str) -> String {
     format!("subscriber/{cluster}/{name}")
 }
 

@@ -10,7 +10,7 @@
 //! order a window passes them:
 //!
 //! - [`gather`], [`sequence`]: results records become whole windows, and those one numbered order (pure);
-//! - [`publisher`] runs that against the log, [`cluster`] copies it to a region;
+//! - [`publisher`] runs that against the log, [`cluster`] copies it to a region, which may be on a log of its own ([`region`]);
 //! - [`message`], [`history`], [`queue`], [`protocol`], [`frame`], [`gzip`], [`command`]: what a subscriber
 //!   keeps, says and hears (pure);
 //! - [`subscriber`] reads its cluster and holds the clients that [`routes`] lets in: `hub.rs` puts what happens into
@@ -37,6 +37,7 @@ pub mod placement;
 pub mod protocol;
 pub mod publisher;
 pub mod queue;
+pub mod region;
 pub mod registrations;
 pub mod routes;
 pub mod sequence;
@@ -45,16 +46,16 @@ pub mod tier;
 
 mod audience;
 mod client;
-mod feeds;
-mod hub;
-mod meters;
-mod shard;
-mod socket;
 mod endpoint;
 mod endpoints;
 mod feeds;
+mod feeds;
 mod hub;
+mod hub;
+mod meters;
 mod moves;
+mod shard;
+mod socket;
 mod sse;
 pub mod standby;
 mod tail;
@@ -64,6 +65,8 @@ mod wire;
 mod front_tests;
 #[cfg(test)]
 mod memory_log;
+#[cfg(test)]
+mod region_tests;
 #[cfg(test)]
 mod tests;
 

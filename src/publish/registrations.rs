@@ -193,6 +193,11 @@ pub(super) fn acknowledged_record(id: &str, acknowledged: Option<&Acknowledged>)
     NewRecord::keyed(format!("acknowledged/{id}"), value)
 }
 
+/// The client of which a key says what it has.
+pub(super) fn acknowledged_id(key: &[u8]) -> Option<&str> {
+    std::str::from_utf8(key).ok()?.strip_prefix("acknowledged/")
+}
+
 /// What ends a registration.
 pub(super) fn removal(id: &str) -> Vec<NewRecord> {
     ["client", "place", "acknowledged"].map(|kind| NewRecord::keyed(format!("{kind}/{id}"), None)).into()

@@ -15,11 +15,11 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::support::tier::{close, create_sink, program};
 use crate::support::binary::Running;
 use crate::support::by_request;
 use crate::support::endpoint::{Answer, Endpoint, Posted};
 use crate::support::load::Load;
+use crate::support::tier::{close, create_sink, program};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
