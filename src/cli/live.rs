@@ -74,7 +74,11 @@ impl Live {
                 Ok(Some(Err(error))) => return Err(Trouble::Outside(with_causes(&error.without_url()))),
                 Err(_) => return Err(Trouble::Outside(format!("silent for {} s", SILENT.as_secs()))),
             };
-            self.parser.feed(&chunk, |event| self.events.push_back(event)).map_err(Trouble::Outside)?;
+            let keep = |event| {
+                self.events.push_back(event);
+                Ok(())
+            };
+            self.parser.feed(&chunk, keep).map_err(Trouble::Outside)?;
         }
     }
 }

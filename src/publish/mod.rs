@@ -49,8 +49,6 @@ mod client;
 mod endpoint;
 mod endpoints;
 mod feeds;
-mod feeds;
-mod hub;
 mod hub;
 mod meters;
 mod moves;

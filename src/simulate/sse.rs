@@ -29,7 +29,7 @@ impl Parser {
     ///
     /// # Errors
     /// When an event grows beyond what any window needs, or is not UTF-8; and what `each` returns.
-    pub(super) fn feed(
+    pub fn feed(
         &mut self,
         mut bytes: &[u8],
         mut each: impl FnMut(Event) -> Result<(), String>,
