@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -30,6 +30,7 @@ use super::tally::Tally;
 use super::{Failure, Plan, Transport, endpoint, resolve, room_name, sse};
 use crate::clock::wall_ns;
 use crate::reaction::live::LiveId;
+use crate::sync::lock;
 
 /// Connecting and the handshake end by then, or count as failed.
 const JOIN_LIMIT: Duration = Duration::from_secs(10);
@@ -249,7 +250,7 @@ impl Viewer {
         let _watching = Watching(Arc::clone(&self.audience));
         let mut next = {
             let audience = Arc::clone(&self.audience);
-            let mut desk = audience.desk.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut desk = lock(&audience.desk);
             self.take(&mut body, &first, &mut desk.texts)?
         };
         drop(first);
@@ -272,7 +273,7 @@ impl Viewer {
         context: &mut Context<'_>,
     ) -> Poll<Result<Next, String>> {
         let audience = Arc::clone(&self.audience);
-        let mut desk = audience.desk.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut desk = lock(&audience.desk);
         let Desk { buffer, texts } = &mut *desk;
         let mut buffer = ReadBuf::new(buffer);
         let outcome = ready!(Pin::new(stream).poll_read(context, &mut buffer));
