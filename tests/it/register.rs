@@ -314,6 +314,33 @@ async fn a_restart_of_everything_keeps_registrations_and_what_each_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_asks_again_while_nobody_of_its_cluster_is_there_gets_another_place_and_goes_on() {
+    let settings = Settings { clusters: 2, subscribers_per_cluster: 1, ..Settings::default() };
+    let mut house = House::new(settings).await;
+    let (one, other) = (Endpoint::start().await, Endpoint::start().await);
+    assert_eq!(house.register(at(&one, "one")).await.1["cluster"], "cluster-1");
+    assert_eq!(house.register(at(&other, "other")).await.1["cluster"], "cluster-2");
+    house.registered(2).await;
+    house.close(&["main"]).await;
+    other.until("the first window comes", |other| other.windows().len() == 1).await;
+    house.stop().await;
+    house.close(&["main"]).await;
+    house.settings.clusters = 1;
+    house.start().await;
+    one.until("the cluster that is there goes on", |one| one.windows().len() == 2).await;
+    assert_eq!(told(&other.posted()), ["main 1"]);
+    let begun = Instant::now();
+    while house.register(at(&other, "other")).await.1["cluster"] != "cluster-1" {
+        assert!(begun.elapsed() < LIMIT, "a dead cluster keeps its client");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    other.until("it goes on where it was", |other| other.windows().len() == 2).await;
+    assert_eq!(told(&other.posted()), ["main 1", "main 2"]);
+    assert_eq!(house.registered(2).await, [2]);
+    house.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_endpoint_that_fails_is_tried_again_and_given_up_and_others_do_not_notice() {
     let settings = Settings {
         clusters: 1,
