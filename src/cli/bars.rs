@@ -60,14 +60,15 @@ fn bars(message: &LiveMessage) -> Vec<Bar> {
     bars
 }
 
-/// What a window is: table, room, time, how late it came, what is missing before it.
-fn title(heard: &Heard, lag_ms: i64) -> String {
+/// What a window is: table, room, time, how late it came, what is missing before it. Who watches a picture knows the day.
+fn title(heard: &Heard, lag_ms: i64, with_day: bool) -> String {
     let Heard { message: LiveMessage { table, room, window, .. }, skipped } = heard;
     let (start, end) = (format_rfc3339(window.start), format_rfc3339(window.end));
     // Where both are of one day, the end's day is no news.
-    let end = match start.split_once('T').zip(end.split_once('T')) {
-        Some(((day, _), (same, time))) if day == same => time.to_owned(),
-        _ => end,
+    let (start, end) = match start.split_once('T').zip(end.split_once('T')) {
+        Some(((day, _), (same, end))) if day == same && with_day => (start, end.to_owned()),
+        Some(((day, start), (same, end))) if day == same => (start.to_owned(), end.to_owned()),
+        _ => (start, end),
     };
     let skipped = if *skipped > 0 { format!(" · {skipped} skipped") } else { String::new() };
     format!("{} · {} · {start} – {end} · {lag_ms} ms after its end{skipped}", harmless(table), harmless(room))
@@ -81,7 +82,7 @@ pub(super) fn line(heard: &Heard, now_ns: i64) -> String {
         parts.into_iter().filter(|part| !part.is_empty()).cloned().collect::<Vec<_>>().join(" ")
     };
     let rows: Vec<String> = bars.iter().map(one).collect();
-    format!("{}: {}", title(heard, lag_ms(heard, now_ns)), rows.join(", "))
+    format!("{}: {}", title(heard, lag_ms(heard, now_ns), true), rows.join(", "))
 }
 
 /// How long after its end a window is here.
@@ -101,7 +102,7 @@ pub(super) fn draw(heard: &Heard, lag_ms: i64, width: usize, height: usize) -> V
     let beside = counts + scales + 2 + usize::from(scales > 0);
     let labels = widest(|bar| &bar.label).min(width.saturating_sub(beside + LEAST_BAR));
     let length = width.saturating_sub(labels + beside);
-    let mut lines = vec![cut(&title(heard, lag_ms), width)];
+    let mut lines = vec![cut(&title(heard, lag_ms, false), width)];
     for bar in shown {
         let part = if most > 0.0 { (bar.value / most).clamp(0.0, 1.0) } else { 0.0 };
         let mut line = format!("{} {}", padded(&bar.label, labels), padded(&blocks(part, length), length));
@@ -199,7 +200,7 @@ mod tests {
             &heard(rows.clone()),
             (64, 24),
             &[
-                "emoji_counts · main · 2026-06-11T20:00:00Z – 20:00:02Z · 45 ms …",
+                "emoji_counts · main · 20:00:00Z – 20:00:02Z · 45 ms after its e…",
                 "😀 █████████████████████████████████████████████████████ 4000 ×4",
                 "🇩🇪 █████████████████████████████████▏                    2500 ×3",
                 "🎉 █████████████▎                                        1000 ×1",
@@ -229,16 +230,16 @@ mod tests {
             &heard(rows),
             (30, 24),
             &[
-                "emoji_counts · main · 2026-06…",
+                "emoji_counts · main · 20:00:0…",
                 "fr      ████████████████████ 4",
                 "de glad ██████████           2",
             ],
         );
-        check(&heard(json!([{"mood": "glad"}])), (30, 24), &["emoji_counts · main · 2026-06…", "glad"]);
+        check(&heard(json!([{"mood": "glad"}])), (30, 24), &["emoji_counts · main · 20:00:0…", "glad"]);
         check(
             &heard(json!([])),
             (80, 24),
-            &["emoji_counts · main · 2026-06-11T20:00:00Z – 20:00:02Z · 45 ms after its end"],
+            &["emoji_counts · main · 20:00:00Z – 20:00:02Z · 45 ms after its end"],
         );
     }
 

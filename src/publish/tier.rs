@@ -87,7 +87,22 @@ impl Tier {
         self.clusters.iter().try_for_each(|cluster| cluster.ready())?;
         self.subscribers.iter().try_for_each(|subscriber| subscriber.ready())?;
         self.registrations.ready()?;
-        self.heart.ready()
+        self.heart.ready()?;
+        let alive = self.members.alive();
+        self.subscribers.iter().try_for_each(|subscriber| {
+            let (cluster, name) = subscriber.key();
+            let is_it = |member: &MemberState| {
+                member.cluster == cluster
+                    && member.subscriber.as_deref() == Some(name)
+                    && member.state != "starting"
+            };
+            match alive.iter().any(is_it) {
+                true => Ok(()),
+                false => {
+                    Err(format!("nobody has heard yet that subscriber {name} of cluster {cluster} is live"))
+                }
+            }
+        })
     }
 
     /// Why the publisher stopped, once it did: another one took over, and this process should end.

@@ -6,6 +6,8 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
 use emostream::reaction::live::LiveMessage;
+use emostream::reaction::time::parse_rfc3339;
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::watch;
 
@@ -98,17 +100,16 @@ async fn watch_prints_each_window_and_goes_on_when_the_server_comes_back() {
     (0..6).for_each(|_| hear(&messages));
     load.stop().await;
     assert!(heard.windows(2).all(|two| two[0].id < two[1].id));
-    let windows = process.windows("by_request", |windows| !windows.is_empty()).await;
-    let first = emostream::reaction::time::format_rfc3339(heard[0].window.start);
-    let last = emostream::reaction::time::format_rfc3339(heard.last().unwrap().window.start);
-    let expected = windows.iter().rev().filter(|window| {
-        let start = window["start"].as_str().unwrap();
-        let is_left = window["rows"].as_array().unwrap().iter().any(|row| row["room"] == "left");
-        is_left && (first.as_str()..=last.as_str()).contains(&start)
-    });
-    let told: Vec<_> =
-        heard.iter().map(|message| emostream::reaction::time::format_rfc3339(message.window.start)).collect();
-    assert_eq!(told, expected.map(|window| window["start"].as_str().unwrap().to_owned()).collect::<Vec<_>>());
+    // None is missing between the first and the last.
+    let told: Vec<i64> = heard.iter().map(|message| message.window.start).collect();
+    let closed = |windows: &[Value]| {
+        let is_left =
+            |window: &&Value| window["rows"].as_array().unwrap().iter().any(|row| row["room"] == "left");
+        let starts = windows.iter().rev().filter(is_left).map(|window| window["start"].as_str().unwrap());
+        let starts = starts.map(|start| parse_rfc3339(start).unwrap());
+        starts.filter(|start| (told[0]..=told[told.len() - 1]).contains(start)).collect::<Vec<_>>()
+    };
+    process.windows("by_request", |windows| closed(windows) == told).await;
     assert_eq!((lines.interrupt(), messages.interrupt()), (Some(0), Some(0)));
 
     // The newest window that has closed, at once.
