@@ -258,4 +258,5 @@ fn every_golden_stream_gives_its_windows_however_it_comes() {
         }
     }
     assert!(wrong.is_empty(), "UPDATE_GOLDEN=1 rewrites these, when they are right:\n{wrong}");
+    assert!(Stage::spilled() > 1_000, "{} bytes were on disk at most", Stage::spilled());
 }

@@ -109,6 +109,8 @@ async fn a_folder_that_cannot_be_written_is_named_at_the_start_and_while_a_query
 
     std::fs::remove_file(&aside).unwrap();
     house.restart(&settings).await;
+    // A query looks for the folder when it starts.
+    house.until("counts", |report| report.state == State::Running).await;
     std::fs::remove_dir(&aside).unwrap();
     flood(&house).await;
     let error = house.until("counts", has_failed).await.last_error.unwrap();
@@ -122,12 +124,12 @@ const TOP: &str = "
 CREATE TABLE plays (
   user_id TEXT NOT NULL, points BIGINT NOT NULL, at TIMESTAMP NOT NULL, WATERMARK FOR at AS (at - INTERVAL '1 second')
 ) WITH (connector = 'kafka', type = 'source', format = 'arrow');
-CREATE TABLE best (window_start TIMESTAMP, user_id TEXT, plays BIGINT, points BIGINT, least BIGINT, kinds BIGINT)
+CREATE TABLE best (window_start TIMESTAMP, user_id TEXT, plays BIGINT, points BIGINT, least BIGINT)
 WITH (connector = 'kafka', type = 'sink');
-INSERT INTO best SELECT window.start, user_id, plays, points, least, kinds FROM (
+INSERT INTO best SELECT window.start, user_id, plays, points, least FROM (
   SELECT *, row_number() OVER (PARTITION BY window ORDER BY plays DESC, points DESC, user_id) AS place FROM (
     SELECT tumble(INTERVAL '1 hour') AS window, user_id, count(*) AS plays, sum(points) AS points,
-           min(points) AS least, count(DISTINCT points) AS kinds
+           min(points) AS least
     FROM plays GROUP BY window, user_id))
 WHERE place <= 3;";
 
@@ -213,7 +215,7 @@ async fn a_million_users_in_an_hour_fit_in_little_memory_and_a_killed_process_lo
         .map(|star: u64| {
             json!({
                 "window_start": format_rfc3339(hour_ns), "user_id": format!("a-user-with-a-rather-long-name-{star:09}"),
-                "plays": stars + 1, "points": stars * (stars - 1) / 2 + star, "least": 0, "kinds": stars,
+                "plays": stars + 1, "points": stars * (stars - 1) / 2 + star, "least": 0,
             })
         })
         .collect();

@@ -201,4 +201,5 @@ fn a_random_query_over_random_events_gives_the_batch_answer() {
     });
     assert!(without_answer <= 1 + cases / 50, "{without_answer} of {cases} batch queries have no answer");
     assert!(compared >= cases, "{compared} rows in {cases} cases");
+    assert!(Stage::spilled() > 1_000, "{} bytes were on disk at most", Stage::spilled());
 }

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use arrow::array::RecordBatch;
@@ -38,6 +39,7 @@ static SPILL: LazyLock<Arc<Spill>> = LazyLock::new(|| {
     let disk = Disk::new(&std::env::temp_dir(), 1 << 30).unwrap();
     Arc::new(Spill::new(Arc::new(disk), 8 << 10).unwrap())
 });
+static SPILLED: AtomicU64 = AtomicU64::new(0);
 
 /// A compiled query.
 #[derive(Clone)]
@@ -352,6 +354,12 @@ impl Stage {
         self.partitions.iter_mut().for_each(|partition| partition.spill(&SPILL).unwrap());
         self.closer.spill(&SPILL).unwrap();
         self.check();
+        SPILLED.fetch_max(SPILL.used(), Ordering::Relaxed);
+    }
+
+    /// The most that any stage of this process had on disk.
+    pub(crate) fn spilled() -> u64 {
+        SPILLED.load(Ordering::Relaxed)
     }
 
     /// As after `kill -9` between what goes ahead of a commit and the commit.
