@@ -11,6 +11,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use hyper::upgrade::OnUpgrade;
+use socket2::SockRef;
 use tokio::net::TcpStream;
 use tungstenite::error::{Error, ProtocolError};
 use tungstenite::handshake::server::create_response_with_body;
@@ -20,6 +21,9 @@ use super::connection::Connection;
 
 /// The one version of the protocol that is spoken.
 const VERSION: &str = "13";
+/// What the kernel takes for a client that does not read. By itself it would take megabytes: minutes of windows, shown
+/// when they are long over.
+const SEND_BUFFER: usize = 64 << 10;
 
 /// A socket to come, once the answer is sent.
 #[derive(Debug)]
@@ -35,8 +39,20 @@ impl Upgrading {
         let parts = upgraded
             .downcast::<Connection>()
             .map_err(|_| "the connection is of another server".to_owned())?;
-        Ok((parts.io.into_inner().into_inner(), parts.read_buf))
+        let socket = parts.io.into_inner().into_inner();
+        if let Err(error) = SockRef::from(&socket).set_send_buffer_size(SEND_BUFFER) {
+            tracing::debug!(%error, "SO_SNDBUF could not be set");
+        }
+        Ok((socket, parts.read_buf))
     }
+}
+
+/// Says that nothing more comes, while what the client still says can be read. Tokio's own takes the socket for itself.
+///
+/// # Errors
+/// When the connection is broken.
+pub fn say_no_more(socket: &TcpStream) -> std::io::Result<()> {
+    SockRef::from(socket).shutdown(std::net::Shutdown::Write)
 }
 
 /// Whether a WebSocket is asked for.

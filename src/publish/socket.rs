@@ -4,8 +4,6 @@
 //! is read and judged by the library, and its answers are the library's frames.
 
 use std::io::ErrorKind;
-use std::net::Shutdown;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +26,7 @@ use super::live::{Live, Patience, TakeRows};
 use super::protocol::{DRAIN_RETRY_MS, Filter, LEAVING_MS, LiveRequest, drain_message};
 use super::subscriber::{Place, Seat};
 use super::wire::Wire;
+use crate::http::upgrade::say_no_more;
 use crate::http::{Problem, StatusCode};
 
 /// The longest message a client may send.
@@ -78,6 +77,12 @@ pub(super) async fn serve(
             tracing::debug!(%error, "a client was gone before it could be told");
         }
     }
+    if matches!(end, End::Stalled)
+        && let Some(Err(error)) = client.socket().map(TcpStream::set_zero_linger)
+    {
+        // Otherwise the kernel goes on for minutes to send what nobody reads.
+        tracing::debug!(%error, "SO_LINGER could not be set");
+    }
     if matches!(end, End::Closed | End::Close(..)) {
         websocket.get_mut().send();
         drop(websocket);
@@ -93,8 +98,7 @@ async fn farewell(client: &Client) -> std::io::Result<()> {
     while client.flush()?.is_blocked {
         socket.writable().await?;
     }
-    // Tokio's own needs the socket for itself.
-    std::net::TcpStream::from(socket.as_fd().try_clone_to_owned()?).shutdown(Shutdown::Write)?;
+    say_no_more(socket)?;
     let mut discarded = 0;
     while discarded < DISCARD_BYTES {
         socket.readable().await?;

@@ -141,8 +141,10 @@ async fn a_message_that_is_too_long_ends_the_connection_with_1009() {
     socket.say("x".repeat(MOST)).await;
     assert_eq!(socket.json().await["type"], "problem", "the longest one is read");
     bench.check_closed("one byte more", &masked(FIN | TEXT, &vec![b'x'; MOST + 1]), 1009).await;
-    bench.check_closed("its head alone", &header(FIN | TEXT, MOST + 1, true), 1009).await;
-    let huge = [FIN | BINARY, 0xFF, 0x7F, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF];
+    let mask = [0; 4];
+    let head = [&header(FIN | TEXT, MOST + 1, true)[..], &mask].concat();
+    bench.check_closed("its head alone", &head, 1009).await;
+    let huge = [&[FIN | BINARY, 0xFF, 0x7F][..], &[0xFF; 7], &mask].concat();
     bench.check_closed("a length of 2^63 - 1", &huge, 1009).await;
     let mut fragments = masked(TEXT, &vec![b'x'; MOST / 2]);
     fragments.extend(masked(CONTINUATION, &vec![b'x'; MOST / 2]));
