@@ -238,6 +238,6 @@ mod tests {
             check(&with("port", port), "1 to 65535");
         }
         check(&with("port", "\"80\""), "board-1");
-        check(r#"{"client_id": "x", "host": "h", "port": 1, "room": ""}"#, "room= takes a name");
+        check(r#"{"client_id": "x", "host": "h", "port": 1, "room": ""}"#, "room takes a name");
     }
 }
