@@ -1,29 +1,33 @@
 //! What every HTTP role shares: problem details (RFC 9457), health, metrics, serving until shutdown.
 
+mod connection;
 mod stall;
+pub mod upgrade;
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use axum::Json;
 pub use axum::Router;
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+pub use axum::http::StatusCode;
+use axum::http::{HeaderMap, HeaderValue, Method, Uri, header};
 use axum::response::{IntoResponse, Response};
 pub use axum::routing::MethodFilter;
 use axum::routing::{get, on};
-use axum::serve::{Listener, ListenerExt};
 use serde::Serialize;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 
 use crate::shutdown::Tasks;
 use crate::sync::lock;
 use crate::telemetry;
-use stall::Unstalled;
 
 /// A connection whose client reads nothing for so long while it is sent something is closed.
 pub const STALLED_FOR: Duration = Duration::from_secs(30);
+/// How long the head of a request may take to arrive, and a connection may wait for its next request: longer than proxies
+/// keep connections that they may use again (60 s mostly), so that it is they who close those.
+const HEAD_WITHIN: Duration = Duration::from_secs(75);
 
 /// An error as `application/problem+json`. The `detail` is for the client: it says what to do instead.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -257,35 +261,17 @@ pub async fn bind(address: &str) -> Result<TcpListener, String> {
 /// Serves until `tasks` are cancelled; then takes no new connection, lets running requests end, and closes. Long
 /// answers (live streams) end by watching the same tasks.
 pub fn serve(listener: TcpListener, router: Router, tasks: &Tasks) -> JoinHandle<()> {
-    let listener = listener.tap_io(|connection| {
-        if let Err(error) = connection.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY could not be set");
-        }
-    });
-    let stop = tasks.token();
-    tasks.spawn(async move {
-        let serving = axum::serve(Guarded(listener), router).with_graceful_shutdown(stop.cancelled_owned());
-        if let Err(error) = serving.await {
-            tracing::error!(%error, "the HTTP server ended");
-        }
-    })
+    serve_within(listener, router, tasks, HEAD_WITHIN)
 }
 
-/// Accepts connections whose writes may not stall.
-struct Guarded<L>(L);
-
-impl<L: Listener<Io = TcpStream>> Listener for Guarded<L> {
-    type Io = Unstalled<TcpStream>;
-    type Addr = L::Addr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        let (connection, address) = self.0.accept().await;
-        (Unstalled::new(connection, STALLED_FOR), address)
-    }
-
-    fn local_addr(&self) -> std::io::Result<Self::Addr> {
-        self.0.local_addr()
-    }
+/// The same with another limit for the head of a request to arrive, and for a connection to wait for its next request.
+pub fn serve_within(
+    listener: TcpListener,
+    router: Router,
+    tasks: &Tasks,
+    head_within: Duration,
+) -> JoinHandle<()> {
+    tasks.spawn(connection::serve(listener, router, tasks.token(), head_within))
 }
 
 #[cfg(test)]

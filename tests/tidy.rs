@@ -33,7 +33,11 @@ const SEES_ALL: &[&str] = &["cli", "lib", "main"];
 const FENCES: &[(&str, &[&str])] = &[
     ("rdkafka", &["src/log/kafka/"]),
     ("rusqlite", &["src/log/embedded/"]),
-    ("axum", &["*/routes.rs", "*/http.rs"]),
+    ("axum", &["*/routes.rs", "*/http.rs", "src/http/"]),
+    ("hyper", &["src/http/"]),
+    ("hyper_util", &["src/http/"]),
+    ("socket2", &["src/http/"]),
+    ("tungstenite", &["src/http/upgrade.rs", "src/publish/socket.rs", "src/simulate/viewer.rs", "*tests.rs"]),
     ("datafusion", &["src/sql/", "src/engine/", "src/query/"]),
 ];
 
@@ -73,13 +77,18 @@ const PURE: &[&str] = &[
     "src/log/codec/",
     "src/engine/change",
     "src/engine/sink",
+    "src/publish/command",
+    "src/publish/frame",
     "src/publish/gather",
     "src/publish/history",
     "src/publish/message",
     "src/publish/protocol",
     "src/publish/queue",
     "src/publish/sequence",
+    "src/simulate/answer",
     "src/simulate/crowd",
+    "src/simulate/frames",
+    "src/simulate/hearing",
     "src/simulate/sse",
 ];
 
@@ -449,6 +458,8 @@ fn a_library_outside_its_fence_is_found() {
     check(fences, "src/ingest/mod.rs", "use axum::Router;", &["names axum"]);
     check(fences, "src/ingest/routes.rs", "use axum::Router;", &[]);
     check(fences, "src/http.rs", "use axum::Json;", &[]);
+    check(fences, "src/publish/hub.rs", "use tungstenite::Message;", &["names tungstenite"]);
+    check(fences, "src/publish/routes.rs", "use hyper::upgrade::OnUpgrade;", &["stays in src/http/"]);
     check(fences, "src/log/mod.rs", "use datafusion::arrow::array::Array;", &["names datafusion"]);
     check(fences, "src/log/mod.rs", "// rdkafka does this\nlet rdkafka_like = \"rdkafka\";", &[]);
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::role::LATER_QUERY_CALLS;
 use super::serve::{self, LogPlace, ServeArgs, Serving, Start, log_failure, when_fenced};
-use super::{Failure, program};
+use super::{Failure, program, rows};
 use crate::config::{LogKind, Settings};
 use crate::engine::{self, Place, Seat};
 use crate::http::{Origins, not_built_router};
@@ -76,9 +76,9 @@ async fn start_all(
     let tier = Tier::start(log, running.clone(), url, &settings.publish, &process.connections);
     let ingest = Ingest::start(Arc::clone(log), running, settings.ingest.clone(), &process.stages);
     let origins = Origins::new(&settings.http.origins);
-    let front = Front::new(tier.members(), &settings.publish, origins.clone());
+    let front = Front::new(tier.members(), tier.registrations(), &settings.publish, origins.clone());
 
-    let live = publish::live_router(tier.subscribers());
+    let live = publish::live_router_with(tier.subscribers(), rows::taken_by(&ingest, &origins));
     let failed = when_fenced(tier.failure());
     let results = Arc::clone(&query);
     let results_read = Arc::new(move || -> futures::future::BoxFuture<'static, ()> {
@@ -98,7 +98,8 @@ async fn start_all(
         .layer(origins.cors())
         .merge(engine::routes::router(seat, results_read, origins))
         .merge(live)
-        .merge(publish::front_router(front))
+        .merge(publish::front_router(Arc::clone(&front)))
+        .merge(publish::register_router(front))
         .merge(query::routes::router(query))
         .merge(not_built_router(&LATER_QUERY_CALLS));
     Ok(Serving { router, failed, banner: banner(url, planned, kept) })

@@ -27,6 +27,11 @@ impl<S> Unstalled<S> {
         Self { inner, limit, stalled: None }
     }
 
+    /// The connection, unguarded.
+    pub(super) fn into_inner(self) -> S {
+        self.inner
+    }
+
     fn guard<T>(&mut self, cx: &mut Context<'_>, written: Poll<Result<T>>) -> Poll<Result<T>> {
         if written.is_ready() {
             self.stalled = None;

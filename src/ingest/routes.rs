@@ -16,7 +16,7 @@ use tower_http::decompression::RequestDecompressionLayer;
 use super::batcher::Refusal;
 use super::budget::Charge;
 use super::decode::{BodyFormat, DecodeError, Decoded};
-use super::{Ingest, Lookup};
+use super::{Ingest, Lookup, Source};
 use crate::clock;
 use crate::http::Problem;
 use crate::log::ARROW_STREAM;
@@ -68,13 +68,11 @@ async fn other_method(method: Method, headers: HeaderMap) -> Response {
 async fn answer(ingest: &Ingest, table: &str, request: Request) -> Response {
     let (head, body) = request.into_parts();
     let mut body = Some(body.into_data_stream());
-    match take(ingest, table, &head.headers, &mut body).await {
-        Ok((count, warnings)) => {
-            ingest.metrics.accepted.increment(count as u64);
-            accepted(count, &warnings)
-        }
+    let taken = take(ingest, table, &head.headers, &mut body).await;
+    ingest.count(&taken);
+    match taken {
+        Ok((count, warnings)) => accepted(count, &warnings),
         Err(problem) => {
-            ingest.metrics.refused(problem.kind.rsplit('#').next().unwrap_or_default());
             if let Some(unread) = body {
                 discard(unread, ingest.settings.max_body_bytes).await;
             }
@@ -93,6 +91,23 @@ fn accepted(count: usize, warnings: &[String]) -> Response {
         .into_response()
 }
 
+/// Takes rows that came otherwise than as a request's body: JSON, an array or one object. Returns how many they were,
+/// and what is odd about some.
+///
+/// # Errors
+/// As a POST of them would be answered; then none was taken.
+pub async fn take_json(ingest: &Ingest, table: &str, rows: Bytes) -> Result<(usize, Vec<String>), Problem> {
+    let taking = async {
+        let source = find(ingest, table)?;
+        let charge =
+            ingest.budget.charge(REQUEST_BYTES + rows.len()).ok_or_else(|| refused(Refusal::Full))?;
+        write(ingest, &source, BodyFormat::Json, rows, charge).await
+    };
+    let taken = taking.await;
+    ingest.count(&taken);
+    taken
+}
+
 /// Takes a request whole, or refuses it whole. `body` is left there when it was not read to its end.
 async fn take(
     ingest: &Ingest,
@@ -100,31 +115,44 @@ async fn take(
     headers: &HeaderMap,
     body: &mut Option<BodyDataStream>,
 ) -> Result<(usize, Vec<String>), Problem> {
-    let source = match ingest.lookup(table) {
-        Lookup::Source(source) => source,
-        Lookup::Sink => {
-            let detail = format!("{table} is a sink: the engine writes it; rows go into source tables");
-            return Err(Problem::new(StatusCode::NOT_FOUND, "not-a-source", detail));
-        }
-        Lookup::Fed => {
-            let detail = format!("{table} takes no rows: a file or an impulse brings them");
-            return Err(Problem::new(StatusCode::NOT_FOUND, "not-a-source", detail));
-        }
-        Lookup::Unusable(what) => return Err(Problem::not_built(what)),
-        Lookup::Unknown => {
-            let detail = match ingest.not_ready() {
-                Some(missing) => format!("no table {table}; {missing}"),
-                None => format!("no table {table}"),
-            };
-            return Err(Problem::new(StatusCode::NOT_FOUND, "unknown-table", detail));
-        }
-    };
+    let source = find(ingest, table)?;
     // Taking the rows and ignoring the key would count a repeated request twice.
     if headers.contains_key("idempotency-key") {
         return Err(Problem::not_built("Idempotency-Key"));
     }
     let format = body_format(headers)?;
-    let (bytes, mut charge) = read_body(ingest, headers, body).await?;
+    let (bytes, charge) = read_body(ingest, headers, body).await?;
+    write(ingest, &source, format, bytes, charge).await
+}
+
+/// The source of that name.
+fn find(ingest: &Ingest, table: &str) -> Result<Arc<Source>, Problem> {
+    let no_source = |detail| Err(Problem::new(StatusCode::NOT_FOUND, "not-a-source", detail));
+    match ingest.lookup(table) {
+        Lookup::Source(source) => Ok(source),
+        Lookup::Sink => {
+            no_source(format!("{table} is a sink: the engine writes it; rows go into source tables"))
+        }
+        Lookup::Fed => no_source(format!("{table} takes no rows: a file or an impulse brings them")),
+        Lookup::Unusable(what) => Err(Problem::not_built(what)),
+        Lookup::Unknown => {
+            let detail = match ingest.not_ready() {
+                Some(missing) => format!("no table {table}; {missing}"),
+                None => format!("no table {table}"),
+            };
+            Err(Problem::new(StatusCode::NOT_FOUND, "unknown-table", detail))
+        }
+    }
+}
+
+/// Decodes rows and has them written.
+async fn write(
+    ingest: &Ingest,
+    source: &Source,
+    format: BodyFormat,
+    bytes: Bytes,
+    mut charge: Charge,
+) -> Result<(usize, Vec<String>), Problem> {
     let rule = ingest.settings.event_time_rule();
     let receipt_ns = clock::wall_ns();
     let Decoded { rows, warnings } =
@@ -138,6 +166,15 @@ async fn take(
         source.batcher.submit(rows, charge, receipt_ns / NS_PER_MS).await.map_err(refused)?;
     }
     Ok((count, warnings))
+}
+
+impl Ingest {
+    fn count(&self, taken: &Result<(usize, Vec<String>), Problem>) {
+        match taken {
+            Ok((count, _)) => self.metrics.accepted.increment(*count as u64),
+            Err(problem) => self.metrics.refused(problem.kind.rsplit('#').next().unwrap_or_default()),
+        }
+    }
 }
 
 /// The format that `Content-Type` names; JSON when there is none.

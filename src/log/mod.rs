@@ -52,6 +52,8 @@ pub const TOPIC_CHECKPOINTS: &str = "emostream.checkpoints";
 pub const TOPIC_LIVE: &str = "emostream.live";
 /// Heartbeats of clusters and subscribers. Compacted, one partition.
 pub const TOPIC_MEMBERS: &str = "emostream.members";
+/// Registered HTTP endpoints, where each is served and what it has. Compacted, one partition.
+pub const TOPIC_REGISTRATIONS: &str = "emostream.registrations";
 
 /// Records that could not be read, kept for inspection. One partition.
 pub const TOPIC_BAD: &str = "emostream.bad";

@@ -1,140 +1,151 @@
-//! Where a subscriber's messages meet its clients: the history, and who wants which room.
+//! Where a subscriber's messages meet its clients: the history, and the shards that hold the clients.
 //!
-//! A message goes only to the clients of its room, so that a crowd in one room costs the others nothing. Joining and
-//! delivering take the same lock: between what a client resumes from the history and what it gets live, nothing is
-//! missing and nothing comes twice.
+//! Joining and delivering take the same lock, and what happens goes to the shards in that order: between what a client
+//! resumes from the history and what it gets live, nothing is missing and nothing comes twice.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use tokio::sync::Notify;
+use tokio::sync::oneshot;
 
+use super::audience::{Item, Member};
+use super::client::Client;
 use super::history::{Follows, History, Resume};
 use super::message::Message;
 use super::protocol::{Filter, LiveRequest};
-use super::queue::{Delivery, Queue};
+use super::queue::Delivery;
+use super::shard::Inbox;
 use crate::reaction::live::LiveId;
-use crate::sync::lock;
-
-/// One connection, as the hub knows it.
-#[derive(Debug)]
-pub(super) struct Client {
-    number: u64,
-    filter: Filter,
-    /// The client has everything up to here already, from a subscriber that was ahead of this one.
-    floor: Option<LiveId>,
-    queue: Mutex<Queue>,
-    woken: Notify,
-}
-
-impl Client {
-    /// Everything that waits; waits until there is something. Cancel-safe.
-    pub(super) async fn next(&self) -> VecDeque<Delivery> {
-        loop {
-            let taken = lock(&self.queue).take();
-            if !taken.is_empty() {
-                return taken;
-            }
-            self.woken.notified().await;
-        }
-    }
-
-    fn push(&self, message: &Arc<Message>) -> u64 {
-        if !self.filter.wants_of_room(message) || self.floor.is_some_and(|floor| message.id <= floor) {
-            return 0;
-        }
-        let skipped = lock(&self.queue).push(Arc::clone(message));
-        self.woken.notify_one();
-        skipped
-    }
-
-    fn push_gap(&self) {
-        lock(&self.queue).push_gap();
-        self.woken.notify_one();
-    }
-}
-
-/// What a client gets when it joins.
-pub(super) struct Joined {
-    /// Its place in the hub.
-    pub client: Arc<Client>,
-    /// What it is sent before anything that comes later.
-    pub first: VecDeque<Delivery>,
-}
 
 /// History and clients of one subscriber.
 #[derive(Debug)]
 pub(super) struct Hub {
     history: History,
-    rooms: HashMap<Arc<str>, HashMap<u64, Arc<Client>>>,
-    clients: usize,
+    shards: Vec<Arc<Inbox>>,
+    /// What clients want, each once, and how many want it.
+    filters: HashMap<Arc<Filter>, u64>,
     next_number: u64,
+}
+
+/// A client's place in the hub.
+#[derive(Debug)]
+pub(super) struct Joined {
+    number: u64,
+    filter: Arc<Filter>,
+}
+
+impl Joined {
+    /// What the client wants.
+    pub(super) fn filter(&self) -> &Filter {
+        &self.filter
+    }
 }
 
 impl Hub {
     /// Keeps so many messages for clients that resume.
-    pub(super) fn new(history: usize) -> Self {
-        Self { history: History::new(history), rooms: HashMap::new(), clients: 0, next_number: 0 }
+    pub(super) fn new(history: usize, shards: Vec<Arc<Inbox>>) -> Self {
+        Self { history: History::new(history), shards, filters: HashMap::new(), next_number: 0 }
     }
 
-    /// Gives a message to those who want it. Returns how many older ones were left out because clients are behind.
-    pub(super) fn deliver(&mut self, message: Arc<Message>) -> u64 {
-        match self.history.push(Arc::clone(&message)) {
-            Follows::Again => return 0,
-            Follows::Gap => {
-                self.rooms.values().flat_map(HashMap::values).for_each(|client| client.push_gap())
-            }
-            Follows::Next => {}
+    /// Gives a message to those who want it.
+    pub(super) fn deliver(&mut self, message: Arc<Message>) {
+        let after_gap = match self.history.push(Arc::clone(&message)) {
+            Follows::Again => return,
+            Follows::Gap => true,
+            Follows::Next => false,
+        };
+        for shard in &self.shards {
+            shard.push(Item::Message { message: Arc::clone(&message), after_gap });
         }
-        let clients = self.rooms.get(&message.room).into_iter().flat_map(HashMap::values);
-        clients.map(|client| client.push(&message)).sum()
     }
 
-    /// Takes a client in.
-    pub(super) fn join(&mut self, request: &LiveRequest) -> Joined {
+    /// Takes a client in, which begins with what it missed.
+    pub(super) fn join(&mut self, request: &LiveRequest, client: &Arc<Client>) -> Joined {
         let (first, floor) = self.first(request);
+        let given = first.iter().rev().find_map(|delivery| match delivery {
+            Delivery::Window { message, .. } => Some(message.id),
+            Delivery::Gap => None,
+        });
+        client.begin(first, request.after.as_deref());
         let number = self.next_number;
         self.next_number += 1;
-        let client = Arc::new(Client {
-            number,
-            filter: request.filter.clone(),
-            floor,
-            queue: Mutex::default(),
-            woken: Notify::new(),
-        });
-        for room in &client.filter.rooms {
-            self.rooms.entry(Arc::clone(room)).or_default().insert(number, Arc::clone(&client));
-        }
-        self.clients += 1;
-        Joined { client, first }
+        let filter = self.take_filter(request.filter.clone());
+        let floor = floor.max(self.history.newest());
+        let member = Member { client: Arc::clone(client), floor, given };
+        self.shard(number).push(Item::Join { number, filter: Arc::clone(&filter), member });
+        Joined { number, filter }
+    }
+
+    /// A client wants something else from here on, and, where `last`, the newest windows of what it did not want before.
+    /// What is returned ends when that is in force.
+    pub(super) fn change(
+        &mut self,
+        joined: &mut Joined,
+        filter: Filter,
+        last: bool,
+    ) -> oneshot::Receiver<()> {
+        let new = |message: &Message| last && filter.wants(message) && !joined.filter.wants(message);
+        let last = self.history.newest_of_each(new);
+        let filter = self.take_filter(filter);
+        self.drop_filter(&joined.filter);
+        joined.filter = Arc::clone(&filter);
+        let (done, is_done) = oneshot::channel();
+        let (number, newest) = (joined.number, self.history.newest());
+        self.shard(number).push(Item::Change { number, filter, newest, last, done });
+        is_done
     }
 
     /// Lets a client go.
-    pub(super) fn leave(&mut self, client: &Client) {
-        for room in &client.filter.rooms {
-            if let Some(clients) = self.rooms.get_mut(room) {
-                clients.remove(&client.number);
-                if clients.is_empty() {
-                    self.rooms.remove(room);
-                }
-            }
-        }
-        self.clients -= 1;
+    pub(super) fn leave(&mut self, joined: &Joined) {
+        self.drop_filter(&joined.filter);
+        self.shard(joined.number).push(Item::Leave(joined.number));
     }
 
-    /// How many clients there are.
-    pub(super) fn clients(&self) -> usize {
-        self.clients
+    /// The newest message that was seen.
+    pub(super) fn newest(&self) -> Option<LiveId> {
+        self.history.newest()
     }
 
     /// The rooms with the most viewers, at most `limit`.
     pub(super) fn rooms(&self, limit: usize) -> BTreeMap<String, u64> {
-        let mut rooms: Vec<_> =
-            self.rooms.iter().map(|(room, clients)| (clients.len() as u64, room)).collect();
+        let mut viewers: HashMap<&Arc<str>, u64> = HashMap::new();
+        for (filter, clients) in &self.filters {
+            if let Filter::Rooms(rooms) = &**filter {
+                rooms.keys().for_each(|room| *viewers.entry(room).or_default() += clients);
+            }
+        }
+        let mut rooms: Vec<_> = viewers.into_iter().map(|(room, viewers)| (viewers, room)).collect();
         rooms.sort_unstable_by(|a, b| b.cmp(a));
         rooms.into_iter().take(limit).map(|(viewers, room)| (room.to_string(), viewers)).collect()
     }
 
+    fn shard(&self, number: u64) -> &Inbox {
+        #[allow(clippy::cast_possible_truncation)] // which of a few
+        &self.shards[number as usize % self.shards.len()]
+    }
+
+    /// The one copy of a filter.
+    fn take_filter(&mut self, filter: Filter) -> Arc<Filter> {
+        if let Some((known, _)) = self.filters.get_key_value(&filter) {
+            let known = Arc::clone(known);
+            *self.filters.entry(Arc::clone(&known)).or_default() += 1;
+            return known;
+        }
+        let filter = Arc::new(filter);
+        self.filters.insert(Arc::clone(&filter), 1);
+        filter
+    }
+
+    fn drop_filter(&mut self, filter: &Filter) {
+        if let Some(clients) = self.filters.get_mut(filter) {
+            *clients -= 1;
+            if *clients == 0 {
+                self.filters.remove(filter);
+            }
+        }
+    }
+
+    /// What a client gets before what comes later, and up to where it has everything.
     fn first(&self, request: &LiveRequest) -> (VecDeque<Delivery>, Option<LiveId>) {
         let window = |message| Delivery::Window { message, skipped: 0 };
         let resumed = request.cursor().map(|cursor| match cursor {
@@ -163,83 +174,147 @@ impl Hub {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::publish::audience::Audience;
     use crate::publish::message::message;
+    use crate::publish::protocol::Wanted;
 
     fn request(parameters: &[(&str, &str)]) -> LiveRequest {
         LiveRequest::parse(parameters.iter().copied(), None).unwrap()
     }
 
-    fn ids(deliveries: impl IntoIterator<Item = Delivery>) -> Vec<u64> {
-        let id = |delivery| match delivery {
-            Delivery::Window { message, .. } => message.id.sequence,
-            Delivery::Gap => 0,
-        };
-        deliveries.into_iter().map(id).collect()
+    /// A hub with two shards, whose tasks run when somebody looks.
+    struct Bench {
+        hub: Hub,
+        shards: [(Arc<Inbox>, Audience); 2],
     }
 
-    fn waiting(joined: &Joined) -> Vec<u64> {
-        ids(lock(&joined.client.queue).take())
+    struct Guest(Joined, Arc<Client>);
+
+    impl Bench {
+        fn new(history: usize) -> Self {
+            let shards: [(Arc<Inbox>, Audience); 2] = Default::default();
+            let hub = Hub::new(history, shards.iter().map(|(inbox, _)| Arc::clone(inbox)).collect());
+            Self { hub, shards }
+        }
+
+        fn deliver(&mut self, sequence: u64, room: &str) {
+            self.hub.deliver(message(sequence, "t", room));
+        }
+
+        fn join(&mut self, request: &LiveRequest) -> Guest {
+            let client = Arc::new(Client::waiting());
+            Guest(self.hub.join(request, &client), client)
+        }
+
+        /// What came to a client since somebody looked; 0 is a gap.
+        fn came(&mut self, guest: &Guest) -> Vec<u64> {
+            let mut came = Vec::from(guest.1.take());
+            for (inbox, audience) in &mut self.shards {
+                inbox.take().into_iter().for_each(|item| assert_eq!(audience.note(item).skipped, 0));
+                while let Some((batch, members)) = audience.next_due() {
+                    members.for_each(|member| assert_eq!(member.give(&batch).skipped, 0));
+                }
+            }
+            came.extend(guest.1.take());
+            let id = |delivery| match delivery {
+                Delivery::Window { message, .. } => message.id.sequence,
+                Delivery::Gap => 0,
+            };
+            came.into_iter().map(id).collect()
+        }
     }
 
     #[test]
     fn a_client_gets_its_rooms_and_tables_from_its_cursor_on() {
-        let mut hub = Hub::new(100);
+        let mut bench = Bench::new(100);
         for (sequence, room) in [(1, "main"), (2, "a"), (3, "main")] {
-            hub.deliver(message(sequence, "t", room));
+            bench.deliver(sequence, room);
         }
-        let main = hub.join(&request(&[("after", "e1-1")]));
-        let both = hub.join(&request(&[("room", "a"), ("room", "main"), ("after", "e1-0")]));
-        let other = hub.join(&request(&[("table", "u")]));
-        assert_eq!(ids(main.first.clone()), [3]);
-        assert_eq!(ids(both.first.clone()), [1, 2, 3]);
-        hub.deliver(message(4, "t", "a"));
-        hub.deliver(message(5, "t", "main"));
-        assert_eq!((waiting(&main), waiting(&both), waiting(&other)), (vec![5], vec![4, 5], vec![]));
+        let main = bench.join(&request(&[("after", "e1-1")]));
+        let both = bench.join(&request(&[("room", "a"), ("room", "main"), ("after", "e1-0")]));
+        let other = bench.join(&request(&[("table", "u")]));
+        bench.deliver(4, "a");
+        bench.deliver(5, "main");
+        assert_eq!(bench.came(&main), [3, 5]);
+        assert_eq!(bench.came(&both), [1, 2, 3, 4, 5]);
+        assert_eq!(bench.came(&other), [0_u64; 0]);
+    }
+
+    #[test]
+    fn who_wants_every_room_gets_each_message_once() {
+        let mut bench = Bench::new(10);
+        bench.deliver(1, "main");
+        let request =
+            LiveRequest { filter: Filter::EveryRoom(Wanted::default()), ..request(&[("after", "e1-0")]) };
+        let everywhere = bench.join(&request);
+        for (sequence, room) in [(2, "main"), (3, "a"), (5, "b")] {
+            bench.deliver(sequence, room);
+        }
+        assert_eq!(bench.came(&everywhere), [1, 2, 3, 0, 5]);
+        assert_eq!(bench.hub.rooms(9).len(), 0);
     }
 
     #[test]
     fn a_client_from_a_subscriber_ahead_gets_nothing_twice() {
-        let mut hub = Hub::new(100);
-        hub.deliver(message(1, "t", "main"));
-        let ahead = hub.join(&request(&[("after", "e1-3")]));
+        let mut bench = Bench::new(100);
+        bench.deliver(1, "main");
+        let ahead = bench.join(&request(&[("after", "e1-3")]));
         for sequence in 2..=4 {
-            hub.deliver(message(sequence, "t", "main"));
+            bench.deliver(sequence, "main");
         }
-        assert_eq!((ids(ahead.first.clone()), waiting(&ahead)), (vec![], vec![4]));
+        assert_eq!(bench.came(&ahead), [4]);
     }
 
     #[test]
     fn a_lost_cursor_hears_of_a_gap_and_goes_on() {
-        let mut hub = Hub::new(1);
+        let mut bench = Bench::new(1);
         for sequence in 1..=5 {
-            hub.deliver(message(sequence, "t", "main"));
+            bench.deliver(sequence, "main");
         }
         for after in ["e1-1", "e9-1", "nonsense"] {
-            let joined = hub.join(&request(&[("after", after)]));
-            assert_eq!(ids(joined.first.clone()), [0], "{after}");
+            let joined = bench.join(&request(&[("after", after)]));
+            assert_eq!(bench.came(&joined), [0], "{after}");
         }
-        let joined = hub.join(&request(&[("after", "e1-1"), ("last", "1")]));
-        assert_eq!(ids(joined.first.clone()), [0, 5]);
+        let joined = bench.join(&request(&[("after", "e1-1"), ("last", "1")]));
+        assert_eq!(bench.came(&joined), [0, 5]);
     }
 
     #[test]
     fn a_hole_in_the_topic_is_told_to_everyone() {
-        let mut hub = Hub::new(10);
-        hub.deliver(message(1, "t", "main"));
-        let joined = hub.join(&request(&[("room", "elsewhere")]));
-        hub.deliver(message(3, "t", "main"));
-        assert_eq!(waiting(&joined), [0]);
+        let mut bench = Bench::new(10);
+        bench.deliver(1, "main");
+        let joined = bench.join(&request(&[("room", "elsewhere")]));
+        bench.deliver(3, "main");
+        assert_eq!(bench.came(&joined), [0]);
     }
 
     #[test]
     fn who_leaves_gets_nothing_and_counts_no_more() {
-        let mut hub = Hub::new(10);
-        let (one, two) = (hub.join(&request(&[])), hub.join(&request(&[("room", "a")])));
-        assert_eq!((hub.clients(), hub.rooms(1).len(), hub.rooms(9).len()), (2, 1, 2));
-        hub.leave(&one.client);
-        hub.deliver(message(1, "t", "main"));
-        assert_eq!((waiting(&one), hub.clients()), (vec![], 1));
-        hub.leave(&two.client);
-        assert_eq!(hub.rooms(9).len(), 0);
+        let mut bench = Bench::new(10);
+        let (one, two) = (bench.join(&request(&[])), bench.join(&request(&[("room", "a")])));
+        assert_eq!((bench.hub.rooms(1).len(), bench.hub.rooms(9).len()), (1, 2));
+        bench.hub.leave(&one.0);
+        bench.deliver(1, "main");
+        assert_eq!(bench.came(&one), [0_u64; 0]);
+        bench.hub.leave(&two.0);
+        assert_eq!((bench.hub.rooms(9).len(), bench.hub.filters.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_client_that_asks_for_another_room_gets_its_newest_window_and_what_follows() {
+        let mut bench = Bench::new(10);
+        for (sequence, room) in [(1, "b"), (2, "b"), (3, "main")] {
+            bench.deliver(sequence, room);
+        }
+        let mut guest = bench.join(&request(&[]));
+        let both = request(&[("room", "main"), ("room", "b")]).filter;
+        let mut done = bench.hub.change(&mut guest.0, both, true);
+        bench.deliver(4, "b");
+        assert_eq!((bench.came(&guest), done.try_recv()), (vec![2, 4], Ok(())));
+        assert_eq!(bench.hub.rooms(9), BTreeMap::from([("b".to_owned(), 1), ("main".to_owned(), 1)]));
+        let mut done = bench.hub.change(&mut guest.0, request(&[("room", "b")]).filter, true);
+        bench.deliver(5, "main");
+        assert_eq!((bench.came(&guest), done.try_recv()), (vec![], Ok(())));
+        assert_eq!(bench.hub.filters.len(), 1);
     }
 }

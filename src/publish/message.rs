@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use serde::Deserialize;
 
+use super::frame::text_frame;
 use super::gzip::Block;
 use crate::reaction::live::LiveId;
 use crate::reaction::time::Window;
@@ -27,6 +28,7 @@ pub struct Message {
     /// The message in JSON, one line of UTF-8.
     pub json: Bytes,
     sse: OnceLock<Bytes>,
+    ws: OnceLock<Bytes>,
     block: OnceLock<Block>,
 }
 
@@ -61,6 +63,7 @@ impl Message {
             is_final,
             json,
             sse: OnceLock::new(),
+            ws: OnceLock::new(),
             block: OnceLock::new(),
         })
     }
@@ -81,6 +84,14 @@ impl Message {
             return self.frame(&self.json(skipped));
         }
         self.sse.get_or_init(|| self.frame(&self.json)).clone()
+    }
+
+    /// The message as a WebSocket frame.
+    pub fn ws(&self, skipped: u64) -> Bytes {
+        if skipped > 0 {
+            return text_frame(&self.json(skipped));
+        }
+        self.ws.get_or_init(|| text_frame(&self.json)).clone()
     }
 
     /// [`Message::sse`] compressed, when it stands for no others.
@@ -139,6 +150,14 @@ mod tests {
         let value: serde_json::Value = serde_json::from_slice(&message.json(3)).unwrap();
         assert_eq!((&value["skipped"], &value["id"]), (&3.into(), &"e1-7".into()));
         assert!(message.sse(3).ends_with(b",\"skipped\":3}\n\n"));
+    }
+
+    #[test]
+    fn its_websocket_frame_is_made_once() {
+        let message = message(7, "t", "main");
+        assert_eq!(message.ws(0), text_frame(&message.json));
+        assert_eq!(message.ws(0).as_ptr(), message.ws(0).as_ptr());
+        assert_eq!(message.ws(3), text_frame(&message.json(3)));
     }
 
     #[test]

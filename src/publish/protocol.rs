@@ -2,6 +2,7 @@
 //!
 //! Pure: no async, no clock, no I/O.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -20,24 +21,52 @@ const MAX_NAME_BYTES: usize = 256;
 pub const SSE_HEARTBEAT: Bytes = Bytes::from_static(b": still here\n\n");
 
 /// Which messages a client wants.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Filter {
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Filter {
+    /// The same of every room; who asks by `/v1/live` names rooms.
+    EveryRoom(Wanted),
+    /// Of each of these rooms, what is beside it.
+    Rooms(BTreeMap<Arc<str>, Wanted>),
+}
+
+/// What a client wants of a room.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Wanted {
     /// None means every table.
-    pub tables: Vec<Arc<str>>,
-    /// At least one.
-    pub rooms: Vec<Arc<str>>,
+    pub tables: BTreeSet<Arc<str>>,
     /// Windows that are still open too.
     pub early: bool,
 }
 
 impl Filter {
-    /// Whether the client wants that message.
-    pub fn wants(&self, message: &Message) -> bool {
-        self.wants_of_room(message) && self.rooms.contains(&message.room)
+    /// The same of each of these rooms.
+    pub fn of_rooms(rooms: impl IntoIterator<Item = Arc<str>>, wanted: &Wanted) -> Self {
+        Self::Rooms(rooms.into_iter().map(|room| (room, wanted.clone())).collect())
     }
 
-    /// Whether the client wants that message, given that it is of one of its rooms.
-    pub fn wants_of_room(&self, message: &Message) -> bool {
+    /// Whether the client wants that message.
+    pub fn wants(&self, message: &Message) -> bool {
+        let wanted = match self {
+            Self::EveryRoom(wanted) => Some(wanted),
+            Self::Rooms(rooms) => rooms.get(&message.room),
+        };
+        wanted.is_some_and(|wanted| wanted.includes(message))
+    }
+}
+
+impl Wanted {
+    /// Wants that too.
+    pub fn add(&mut self, other: &Self) {
+        if self.tables.is_empty() || other.tables.is_empty() {
+            self.tables.clear();
+        } else {
+            self.tables.extend(other.tables.iter().cloned());
+        }
+        self.early |= other.early;
+    }
+
+    /// Whether that message is wanted, given that it is of the room.
+    pub fn includes(&self, message: &Message) -> bool {
         let is_of_table = self.tables.is_empty() || self.tables.contains(&message.table);
         is_of_table && (message.is_final || self.early)
     }
@@ -66,14 +95,14 @@ impl LiveRequest {
         parameters: impl IntoIterator<Item = (&'a str, &'a str)>,
         last_event_id: Option<&str>,
     ) -> Result<Self, String> {
-        let (mut tables, mut rooms) = (Vec::new(), Vec::new());
+        let (mut tables, mut rooms) = (BTreeSet::new(), BTreeSet::new());
         let mut after = None;
         let (mut last, mut early) = (false, false);
         let mut via = None;
         for (name, value) in parameters {
             match name {
-                "table" => add(&mut tables, name, value, MAX_TABLES)?,
-                "room" => add(&mut rooms, name, value, MAX_ROOMS)?,
+                "table" => add_name(&mut tables, name, value, MAX_TABLES)?,
+                "room" => add_name(&mut rooms, name, value, MAX_ROOMS)?,
                 "after" => after = Some(value.to_owned()),
                 "last" => last = flag(name, value)?,
                 "early" => early = flag(name, value)?,
@@ -87,10 +116,11 @@ impl LiveRequest {
             }
         }
         if rooms.is_empty() {
-            rooms.push(DEFAULT_ROOM.into());
+            rooms.insert(DEFAULT_ROOM.into());
         }
         let after = last_event_id.map(str::to_owned).or(after).filter(|cursor| !cursor.is_empty());
-        Ok(Self { filter: Filter { tables, rooms, early }, after, last, via })
+        let filter = Filter::of_rooms(rooms, &Wanted { tables, early });
+        Ok(Self { filter, after, last, via })
     }
 
     /// The cursor: `Err` when it is no live id.
@@ -99,15 +129,22 @@ impl LiveRequest {
     }
 }
 
-fn add(names: &mut Vec<Arc<str>>, parameter: &str, value: &str, limit: usize) -> Result<(), String> {
+/// Adds the name of a room or table that a client wants.
+///
+/// # Errors
+/// When it is no name, or one too many.
+pub fn add_name(
+    names: &mut BTreeSet<Arc<str>>,
+    parameter: &str,
+    value: &str,
+    limit: usize,
+) -> Result<(), String> {
     if value.is_empty() || value.len() > MAX_NAME_BYTES {
-        return Err(format!("{parameter}= takes a name of 1 to {MAX_NAME_BYTES} bytes"));
+        return Err(format!("{parameter} takes a name of 1 to {MAX_NAME_BYTES} bytes"));
     }
-    if !names.iter().any(|name| &**name == value) {
-        names.push(value.into());
-    }
+    names.insert(value.into());
     if names.len() > limit {
-        return Err(format!("at most {limit} times {parameter}= in one connection; open another one"));
+        return Err(format!("at most {limit} times {parameter} in one connection; open another one"));
     }
     Ok(())
 }
@@ -147,19 +184,6 @@ pub fn gap_message(after: Option<&str>) -> String {
     json!({"type": "gap", "after": after}).to_string()
 }
 
-/// The answer to what a client sends over its WebSocket.
-pub fn answer(text: &str) -> String {
-    let known = ["subscribe", "unsubscribe", "send"];
-    let sent: Option<serde_json::Map<String, serde_json::Value>> = serde_json::from_str(text).ok();
-    let command = sent.and_then(|sent| known.into_iter().find(|name| sent.contains_key(*name)));
-    let detail = match command {
-        Some("send") => "send over this socket is not built yet; use POST /v1/tables/{table}".to_owned(),
-        Some(command) => format!("{command} is not built yet; connect with ?table=…&room=…"),
-        None => "a message is a JSON object with subscribe, unsubscribe or send".to_owned(),
-    };
-    json!({"type": "error", "detail": detail}).to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -174,6 +198,19 @@ mod tests {
         let filter = parse(&[]).unwrap().filter;
         assert!(filter.wants(&message(1, "any", "main")));
         assert!(!filter.wants(&message(1, "any", "other")));
+    }
+
+    #[test]
+    fn every_room_is_no_name_of_a_room() {
+        let wanted = Wanted { tables: BTreeSet::from(["t".into()]), early: false };
+        let everywhere = Filter::EveryRoom(wanted);
+        assert!(everywhere.wants(&message(1, "t", "main")) && everywhere.wants(&message(1, "t", "any")));
+        assert!(!everywhere.wants(&message(1, "u", "main")) && !everywhere.wants(&early(1, "t", "main", 0)));
+        for name in ["", "*", "every"] {
+            let asked =
+                parse(&[("room", name)]).map(|request| request.filter.wants(&message(1, "t", "main")));
+            assert!(asked != Ok(true), "room={name}");
+        }
     }
 
     #[test]
@@ -209,13 +246,5 @@ mod tests {
         let asked: Vec<(&str, &str)> = rooms.iter().map(|room| ("room", room.as_str())).collect();
         assert!(parse(&asked[..16]).is_ok());
         assert!(parse(&asked).unwrap_err().contains("16"));
-    }
-
-    #[test]
-    fn a_client_that_talks_hears_what_to_do_instead() {
-        assert!(answer(r#"{"send":[{"emoji_type":"x"}]}"#).contains("POST /v1/tables"));
-        assert!(answer(r#"{"subscribe":{"room":"a"}}"#).contains("?table="));
-        assert!(answer("hello").contains("JSON object"));
-        assert!(answer("hello").starts_with(r#"{"type":"error""#));
     }
 }

@@ -27,12 +27,19 @@ pub enum Delivery {
     Gap,
 }
 
+impl Delivery {
+    /// Whether it is a window.
+    pub fn is_window(&self) -> bool {
+        matches!(self, Self::Window { .. })
+    }
+}
+
 /// The client's queue. Ids rise from its head to its tail.
 ///
 /// When more than [`MAX_WAITING`] messages or [`MAX_WAITING_BYTES`] wait, only the newest closed window of each table and
 /// room stays, and says how many it stands for, and what was told early after it. So never more wait than that, or than
 /// two of each of the tables and rooms asked for.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Queue {
     waiting: VecDeque<Delivery>,
     bytes: usize,
@@ -43,10 +50,19 @@ pub struct Queue {
 impl Queue {
     /// Adds a message, newer than all before it. Returns how many closed windows were left out for it.
     pub fn push(&mut self, message: Arc<Message>) -> u64 {
-        self.leave_out_replaced(&message);
+        self.add(Delivery::Window { message, skipped: 0 })
+    }
+
+    /// The same with what was left out before it already.
+    pub fn add(&mut self, delivery: Delivery) -> u64 {
+        let Delivery::Window { message, .. } = &delivery else {
+            self.push_gap();
+            return 0;
+        };
+        self.leave_out_replaced(message);
         self.early += usize::from(!message.is_final);
         self.bytes += message.json.len();
-        self.waiting.push_back(Delivery::Window { message, skipped: 0 });
+        self.waiting.push_back(delivery);
         if self.waiting.len() > MAX_WAITING || self.bytes > MAX_WAITING_BYTES { self.conflate() } else { 0 }
     }
 
@@ -55,6 +71,16 @@ impl Queue {
         if !matches!(self.waiting.back(), Some(Delivery::Gap)) {
             self.waiting.push_back(Delivery::Gap);
         }
+    }
+
+    /// Takes what waits longest.
+    pub fn pop(&mut self) -> Option<Delivery> {
+        let delivery = self.waiting.pop_front()?;
+        if let Delivery::Window { message, .. } = &delivery {
+            self.bytes -= message.json.len();
+            self.early -= usize::from(!message.is_final);
+        }
+        Some(delivery)
     }
 
     /// Takes everything that waits, in order.
@@ -209,6 +235,18 @@ mod tests {
             queue.push(next);
         }
         assert_eq!(text(queue.take()), ["63 t main +47", "64 t main +0"]);
+    }
+
+    #[test]
+    fn what_is_taken_one_by_one_is_no_longer_counted() {
+        let mut queue = Queue::default();
+        queue.push_gap();
+        queue.push(message(1, "t", "main"));
+        queue.add(Delivery::Window { message: message(9, "t", "main"), skipped: 7 });
+        queue.push(early(10, "t", "main", 8));
+        let taken = std::iter::from_fn(|| queue.pop()).collect();
+        assert_eq!(text(taken), ["gap", "1 t main +0", "9 t main +7", "10 t main +0"]);
+        assert!(queue.is_empty() && (queue.bytes, queue.early) == (0, 0));
     }
 
     #[test]

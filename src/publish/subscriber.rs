@@ -13,15 +13,18 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Settings;
+use super::client::Client;
 use super::cluster::topic_spec;
-use super::hub::{Client, Hub, Joined};
+use super::hub::{Hub, Joined};
 use super::members::{self, Heart, MemberState, Members};
 use super::message::Message;
-use super::protocol::LiveRequest;
+use super::meters::Meters;
+use super::protocol::{Filter, LiveRequest};
 use super::queue::Delivery;
+use super::shard::{self, Inbox};
 use super::tail::range;
-use crate::clock;
 use crate::log::{Log, LogError, Record, cluster_topic};
+use crate::reaction::live::LiveId;
 use crate::shutdown::Tasks;
 use crate::sync::lock;
 
@@ -38,6 +41,27 @@ const MAX_FRONTS: usize = 64;
 /// The longest name of a front.
 const MAX_FRONT_BYTES: usize = 32;
 
+/// Where a registered client goes on; the later, the more it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Since {
+    /// With what comes from now on.
+    Now,
+    /// With the first message that there is.
+    Start,
+    /// After that one.
+    After(LiveId),
+}
+
+impl Since {
+    /// The last message it has.
+    pub(super) fn id(self) -> Option<LiveId> {
+        match self {
+            Self::After(id) => Some(id),
+            Self::Now | Self::Start => None,
+        }
+    }
+}
+
 /// One edge server.
 pub struct Subscriber {
     log: Arc<dyn Log>,
@@ -48,22 +72,25 @@ pub struct Subscriber {
     tasks: Tasks,
 
     hub: Mutex<Hub>,
+    /// Places that are taken, by clients that are there or on their way in.
+    places: Mutex<Places>,
+    shards: Vec<Arc<Inbox>>,
     is_live: AtomicBool,
+    /// Registered clients among the hub's.
+    registered: AtomicU64,
     /// Its clients are to go elsewhere, and it takes no new ones.
     drains: watch::Sender<bool>,
-    /// By front: the clients that it sent here.
-    arrived: Mutex<BTreeMap<String, u64>>,
 
-    deliveries: AtomicU64,
     last_word: Mutex<(u64, Instant)>,
-    meters: Meters,
+    meters: Arc<Meters>,
 }
 
-struct Meters {
-    clients: metrics::Gauge,
-    deliveries: metrics::Counter,
-    skipped: metrics::Counter,
-    lag_seconds: metrics::Histogram,
+/// A client counts as arrived when it counts as there.
+#[derive(Default)]
+struct Places {
+    taken: usize,
+    /// By front: the clients that it sent here.
+    arrived: BTreeMap<String, u64>,
 }
 
 impl Subscriber {
@@ -77,6 +104,8 @@ impl Subscriber {
         heart: &Heart,
         tasks: &Tasks,
     ) -> Arc<Self> {
+        let workers = tokio::runtime::Handle::current().metrics().num_workers();
+        let shards: Vec<Arc<Inbox>> = (0..workers).map(|_| Arc::default()).collect();
         let subscriber = Arc::new(Self {
             log,
             cluster: cluster.to_owned(),
@@ -84,14 +113,21 @@ impl Subscriber {
             url: url.to_owned(),
             history: settings.history,
             tasks: tasks.clone(),
-            hub: Mutex::new(Hub::new(settings.history)),
+            hub: Mutex::new(Hub::new(settings.history, shards.clone())),
+            places: Mutex::default(),
+            shards,
             is_live: AtomicBool::new(false),
+            registered: AtomicU64::new(0),
             drains: watch::Sender::new(false),
-            arrived: Mutex::default(),
-            deliveries: AtomicU64::new(0),
             last_word: Mutex::new((0, Instant::now())),
-            meters: Meters::new(cluster, name),
+            meters: Arc::new(Meters::new(cluster, name)),
         });
+        for inbox in subscriber.shards.clone() {
+            let (meters, stop) = (Arc::clone(&subscriber.meters), tasks.token());
+            tasks.spawn(async move {
+                stop.run_until_cancelled(shard::run(&inbox, &meters)).await;
+            });
+        }
         let (reading, stop) = (Arc::clone(&subscriber), tasks.token());
         tasks.spawn(async move {
             while let Some(Err(error)) = stop.run_until_cancelled(reading.session()).await {
@@ -140,39 +176,54 @@ impl Subscriber {
         *self.drains.borrow()
     }
 
-    /// Open client connections.
+    /// Open client connections, and those about to open.
     pub fn clients(&self) -> usize {
-        lock(&self.hub).clients()
+        lock(&self.places).taken
     }
 
-    /// Takes a client in; `None` when it holds as many as it may, or drains.
-    pub(super) fn join(self: &Arc<Self>, request: &LiveRequest) -> Option<Seat> {
-        let mut hub = lock(&self.hub);
-        if hub.clients() >= MAX_CLIENTS || self.is_draining() {
+    /// Keeps a place for a client; `None` when there is none, or it drains.
+    pub(super) fn reserve(self: &Arc<Self>, request: &LiveRequest) -> Option<Place> {
+        let mut places = lock(&self.places);
+        if places.taken >= MAX_CLIENTS || self.is_draining() {
             return None;
         }
-        let Joined { client, first } = hub.join(request);
+        places.taken += 1;
         if let Some(front) = &request.via {
-            self.note_arrival(front);
+            places.note_arrival(front);
         }
-        drop(hub);
+        drop(places);
         self.meters.clients.increment(1.0);
-        Some(Seat { subscriber: Arc::clone(self), client, first })
+        Some(Place { subscriber: Arc::clone(self), is_registered: false })
     }
 
-    /// Whoever calls itself a front is counted, up to a bound: what clients write here is theirs to write.
-    fn note_arrival(&self, front: &str) {
-        let mut arrived = lock(&self.arrived);
-        if let Some(count) = arrived.get_mut(front) {
-            *count += 1;
-        } else if arrived.len() < MAX_FRONTS && front.len() <= MAX_FRONT_BYTES {
-            arrived.insert(front.to_owned(), 1);
-        }
+    /// Gives a registered client its place, draining or not: the cluster says who serves it. Returns where it goes on, said in
+    /// a way that another subscriber understands.
+    pub(super) fn join_registered(self: &Arc<Self>, filter: Filter, since: Since) -> (Seat, Since) {
+        self.registered.fetch_add(1, Ordering::Relaxed);
+        self.meters.registered.increment(1.0);
+        let place = Place { subscriber: Arc::clone(self), is_registered: true };
+        let mut hub = lock(&self.hub);
+        let newest = hub.newest();
+        let after = match since {
+            Since::Now => newest,
+            Since::Start => newest.map(|newest| LiveId { sequence: 0, ..newest }),
+            // Nothing is here to say that something is missing.
+            Since::After(id) => newest.map(|_| id),
+        };
+        let request = LiveRequest { filter, after: after.map(|id| id.to_string()), last: false, via: None };
+        let client = Arc::new(Client::waiting());
+        let joined = hub.join(&request, &client);
+        drop(hub);
+        let since = match since {
+            Since::Now => newest.map_or(Since::Start, Since::After),
+            known => known,
+        };
+        (Seat { place, client, joined }, since)
     }
 
-    /// Where its connections' tasks run.
-    pub(super) fn tasks(&self) -> &Tasks {
-        &self.tasks
+    /// Its cluster, and its name there.
+    pub(super) fn key(&self) -> (&str, &str) {
+        (&self.cluster, &self.name)
     }
 
     /// From the topic's end, back by the history, to the first failure. What was delivered before is known by id.
@@ -188,20 +239,22 @@ impl Subscriber {
         }
         loop {
             let batch = reader.read(READ_BYTES, READ_WAIT).await?;
-            batch.records.into_iter().for_each(|record| self.deliver(record));
+            for record in batch.records {
+                self.deliver(record).await;
+            }
             if batch.next >= range.end || batch.complete_until_ms.is_some() {
                 self.is_live.store(true, Ordering::Relaxed);
             }
         }
     }
 
-    fn deliver(&self, record: Record) {
+    async fn deliver(&self, record: Record) {
         match record.value.ok_or_else(|| "the record has no value".to_owned()).and_then(Message::parse) {
             Ok(message) => {
-                let skipped = lock(&self.hub).deliver(Arc::new(message));
-                if skipped > 0 {
-                    self.meters.skipped.increment(skipped);
+                for shard in &self.shards {
+                    shard.room(&message).await;
                 }
+                lock(&self.hub).deliver(Arc::new(message));
             }
             Err(error) => {
                 tracing::warn!(cluster = self.cluster, offset = record.offset, error, "a record is left out");
@@ -219,12 +272,12 @@ impl Subscriber {
 
     /// What the heartbeat says.
     fn state(&self) -> MemberState {
-        // Under one lock: a client counts as arrived when it counts as there.
-        let (clients, rooms, arrived) = {
-            let hub = lock(&self.hub);
-            (hub.clients() as u64, hub.rooms(members::MAX_ROOMS), lock(&self.arrived).clone())
+        let (clients, arrived) = {
+            let places = lock(&self.places);
+            (places.taken as u64, places.arrived.clone())
         };
-        let deliveries = self.deliveries.load(Ordering::Relaxed);
+        let rooms = lock(&self.hub).rooms(members::MAX_ROOMS);
+        let deliveries = self.meters.total();
         let mut last_word = lock(&self.last_word);
         let (before, since) = std::mem::replace(&mut *last_word, (deliveries, Instant::now()));
         MemberState {
@@ -232,6 +285,7 @@ impl Subscriber {
             url: Some(self.url.clone()),
             state: self.state_name().to_owned(),
             clients,
+            registered: self.registered.load(Ordering::Relaxed),
             arrived,
             deliveries_per_s: members::per_second(deliveries - before, since.elapsed()),
             rooms,
@@ -240,23 +294,60 @@ impl Subscriber {
     }
 }
 
-impl Meters {
-    fn new(cluster: &str, name: &str) -> Self {
-        let labels = [("cluster", cluster.to_owned()), ("subscriber", name.to_owned())];
-        Self {
-            clients: metrics::gauge!("emostream_publish_clients", &labels),
-            deliveries: metrics::counter!("emostream_publish_deliveries_total", &labels),
-            skipped: metrics::counter!("emostream_publish_skipped_total", &labels),
-            lag_seconds: metrics::histogram!("emostream_publish_delivery_lag_seconds"),
+impl Places {
+    /// Whoever calls itself a front is counted, up to a bound: what clients write here is theirs to write.
+    fn note_arrival(&mut self, front: &str) {
+        if let Some(count) = self.arrived.get_mut(front) {
+            *count += 1;
+        } else if self.arrived.len() < MAX_FRONTS && front.len() <= MAX_FRONT_BYTES {
+            self.arrived.insert(front.to_owned(), 1);
         }
     }
 }
 
-/// A client's place; given up when dropped.
-pub(super) struct Seat {
+/// A place that is kept for a client; given up when dropped.
+pub(super) struct Place {
     subscriber: Arc<Subscriber>,
+    is_registered: bool,
+}
+
+impl Place {
+    /// The client takes its place: from here on it is given what it wants.
+    pub(super) fn join(self, request: &LiveRequest, client: Client) -> Seat {
+        let client = Arc::new(client);
+        let joined = lock(&self.subscriber.hub).join(request, &client);
+        Seat { place: self, client, joined }
+    }
+
+    /// The same for a client that takes what waits for it with [`Seat::next`].
+    pub(super) fn join_waiting(self, request: &LiveRequest) -> Seat {
+        self.join(request, Client::waiting())
+    }
+
+    /// Where the subscriber's connections' tasks run.
+    pub(super) fn tasks(&self) -> Tasks {
+        self.subscriber.tasks.clone()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let Self { subscriber, is_registered } = self;
+        if *is_registered {
+            subscriber.registered.fetch_sub(1, Ordering::Relaxed);
+            subscriber.meters.registered.decrement(1.0);
+        } else {
+            lock(&subscriber.places).taken -= 1;
+            subscriber.meters.clients.decrement(1.0);
+        }
+    }
+}
+
+/// A client in its place; it leaves when dropped.
+pub(super) struct Seat {
+    place: Place,
     client: Arc<Client>,
-    first: VecDeque<Delivery>,
+    joined: Joined,
 }
 
 /// Tells when a client is to go elsewhere.
@@ -272,42 +363,50 @@ impl Leave {
 }
 
 impl Seat {
-    /// What to send next, never empty, in order. Cancel-safe.
+    /// What to send next, never empty, in order, for a client without a socket. Cancel-safe.
     pub(super) async fn next(&mut self) -> VecDeque<Delivery> {
-        if self.first.is_empty() { self.client.next().await } else { std::mem::take(&mut self.first) }
+        self.client.next().await
+    }
+
+    /// The client.
+    pub(super) fn client(&self) -> &Arc<Client> {
+        &self.client
+    }
+
+    /// What it wants.
+    pub(super) fn filter(&self) -> &Filter {
+        self.joined.filter()
+    }
+
+    /// Wants something else from here on, and, where `last`, the newest windows of what it did not want before. Ends when
+    /// that is in force.
+    pub(super) async fn change(&mut self, filter: Filter, last: bool) {
+        let done = lock(&self.place.subscriber.hub).change(&mut self.joined, filter, last);
+        // An error is a shard that stopped, with the process.
+        drop(done.await);
     }
 
     /// Counts messages as written to the socket.
     pub(super) fn written<'a>(&self, deliveries: impl IntoIterator<Item = &'a Delivery>) {
-        let meters = &self.subscriber.meters;
-        let now_ns = clock::wall_ns();
-        let mut count = 0;
-        for delivery in deliveries {
-            let Delivery::Window { message, .. } = delivery else { continue };
-            count += 1;
-            if message.is_final {
-                #[allow(clippy::cast_precision_loss)] // nanoseconds of a lag
-                meters.lag_seconds.record((now_ns - message.window.end) as f64 / 1e9);
-            }
-        }
-        meters.deliveries.increment(count);
-        self.subscriber.deliveries.fetch_add(count, Ordering::Relaxed);
+        let mut windows = 0;
+        let each = deliveries.into_iter().inspect(|delivery| windows += u64::from(delivery.is_window()));
+        self.place.subscriber.meters.lag(each);
+        self.place.subscriber.meters.delivered(windows);
     }
 
     /// What tells when the client is to go elsewhere.
     pub(super) fn leave(&self) -> Leave {
-        Leave(self.subscriber.drains.subscribe())
+        Leave(self.place.subscriber.drains.subscribe())
     }
 
     /// Cancelled when the process stops.
     pub(super) fn stop(&self) -> CancellationToken {
-        self.subscriber.tasks.token()
+        self.place.subscriber.tasks.token()
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        lock(&self.subscriber.hub).leave(&self.client);
-        self.subscriber.meters.clients.decrement(1.0);
+        lock(&self.place.subscriber.hub).leave(&self.joined);
     }
 }

@@ -385,9 +385,15 @@ async fn a_request_that_is_wrong_is_told_what_is_wrong() {
     assert_eq!(response.headers()["content-type"], "application/problem+json");
     assert_eq!(response.headers()["access-control-allow-origin"], "*");
     let mut socket = connect(&address, "").await;
-    for said in [r#"{"subscribe":{"room":"a"}}"#, r#"{"send":[]}"#, "what?"] {
+    for (said, part) in [
+        (r#"{"subscribe":{"rooms":"a"}}"#, "unknown field `rooms`"),
+        (r#"{"send":[]}"#, "use POST /v1/tables/{table}"),
+        ("what?", "a message is {\"subscribe\""),
+    ] {
         socket.send(tungstenite::Message::text(said)).await.unwrap();
-        assert_eq!(heard(&mut socket).await["type"], "error", "{said}");
+        let answer = heard(&mut socket).await;
+        assert_eq!(answer["type"], "problem", "{said}");
+        assert!(answer["detail"].as_str().unwrap().contains(part), "{answer}");
     }
     bench.close(&[(2, "main")]).await;
     assert_eq!(ends(&[heard(&mut socket).await]), [end_text(2)]);

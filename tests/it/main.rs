@@ -3,12 +3,15 @@
 // Clippy's exception for tests covers the test functions, not what they call.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod browser;
 mod changes;
 mod check;
 mod cli;
+mod commands;
 mod connectors;
 mod crash;
 mod crash_saved;
+mod crowd;
 mod early;
 mod embedded_log;
 mod end_to_end;
@@ -17,6 +20,7 @@ mod fronts;
 mod fuzz_records;
 mod fuzz_sql;
 mod golden;
+mod hostile;
 mod ingest;
 mod inspection;
 mod kafka;
@@ -27,6 +31,8 @@ mod oracle;
 mod partitions;
 mod pipeline;
 mod publish;
+mod register;
+mod register_kafka;
 mod run;
 mod session_changes;
 mod sharing;
@@ -38,3 +44,5 @@ mod standby;
 mod statics;
 mod support;
 mod tables;
+mod watch;
+mod websocket;

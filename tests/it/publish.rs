@@ -1,111 +1,23 @@
 //! The publisher tier on real logs: windows go in as the engine writes them, clients read real sockets, and
 //! everything is stopped and started again meanwhile.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use emostream::http;
-use emostream::log::embedded::{self, EmbeddedLog};
-use emostream::log::program::ProgramView;
-use emostream::log::{
-    HEADER_FINAL, HEADER_REVISION, HEADER_WINDOW_END, HEADER_WINDOW_ROWS, HEADER_WINDOW_START, Log,
-    NewRecord, Retention, TopicSpec, Transaction,
-};
-use emostream::publish::{Settings, Tier, live_router};
-use emostream::reaction::table::{Column, ColumnSource, ColumnType, Format, Table, TableKind, TableOptions};
-use emostream::reaction::time::format_rfc3339;
+use emostream::log::Log;
+use emostream::log::embedded::EmbeddedLog;
 use emostream::shutdown::Tasks;
 use futures::StreamExt;
-use serde_json::{Value, json};
-use tokio::sync::watch;
+use serde_json::Value;
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::kafka::{connect, fresh};
 use crate::support::scoped::Scoped;
+use crate::support::tier::{PARTITIONS, Running, close, create_sink, embedded};
 
 const LIMIT: Duration = Duration::from_secs(60);
-const SINK: &str = "emoji_counts";
-const PARTITIONS: u32 = 3;
-const SECOND_NS: i64 = 1_000_000_000;
-
-fn sink() -> Table {
-    let column = |name: &str, data_type| Column {
-        name: name.to_owned(),
-        data_type,
-        nullable: true,
-        default: None,
-        source: ColumnSource::Record,
-    };
-    Table {
-        name: SINK.to_owned(),
-        kind: TableKind::Sink,
-        topic: SINK.to_owned(),
-        format: Format::Json,
-        columns: vec![column("room", ColumnType::Text), column("count", ColumnType::Bigint)],
-        watermark: None,
-        key_field: None,
-        options: BTreeMap::new(),
-        with: TableOptions::default(),
-    }
-}
-
-fn program() -> watch::Sender<Arc<ProgramView>> {
-    let tables = BTreeMap::from([(SINK.to_owned(), sink())]);
-    watch::Sender::new(Arc::new(ProgramView { tables, ..ProgramView::default() }))
-}
-
-async fn create_sink(log: &dyn Log) {
-    let retention = Retention::Age(Duration::from_secs(3600));
-    let spec = TopicSpec { name: SINK.to_owned(), partitions: PARTITIONS, retention, log_append_time: true };
-    log.create_topics(&[spec]).await.unwrap();
-}
-
-/// Commits one window of room `main` that has a row on every partition.
-async fn close(writer: &mut dyn emostream::log::Writer, end_s: i64) {
-    let record = |partition: u32| {
-        let row = json!({"room": "main", "count": end_s * 10 + i64::from(partition)});
-        let record = NewRecord { value: Some(row.to_string().into()), ..NewRecord::default() }
-            .header(HEADER_WINDOW_START, format_rfc3339((end_s - 1) * SECOND_NS))
-            .header(HEADER_WINDOW_END, format_rfc3339(end_s * SECOND_NS))
-            .header(HEADER_FINAL, "true")
-            .header(HEADER_REVISION, "0")
-            .header(HEADER_WINDOW_ROWS, PARTITIONS.to_string());
-        (SINK.to_owned(), partition, record)
-    };
-    let records = (0..PARTITIONS).map(record).collect();
-    writer.commit(Transaction { records, consumed: Vec::new() }).await.unwrap();
-}
-
-struct Running {
-    tasks: Tasks,
-    address: String,
-    _program: watch::Sender<Arc<ProgramView>>,
-}
-
-impl Running {
-    async fn start(log: &Arc<dyn Log>, clusters: usize) -> Self {
-        let (tasks, program) = (Tasks::new(), program());
-        let settings = Settings { clusters, subscribers_per_cluster: 2, ..Settings::default() };
-        let tier = Tier::start(log, program.subscribe(), "http://127.0.0.1", &settings, &tasks);
-        let begun = Instant::now();
-        while let Err(missing) = tier.ready() {
-            assert!(begun.elapsed() < LIMIT, "{missing}");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        let listener = http::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        http::serve(listener, live_router(tier.subscribers()), &tasks);
-        Self { tasks, address, _program: program }
-    }
-
-    async fn stop(self) {
-        assert!(self.tasks.stop(Duration::from_secs(8)).await, "the tier stops in time");
-    }
-}
-
 /// A viewer that connects again with its cursor whenever it is cut off.
 struct Viewer {
     cursor: Option<String>,
@@ -156,7 +68,7 @@ async fn restarts_lose_no_window_and_tell_none_twice(log: Arc<dyn Log>) {
         async move {
             let mut writer = log.fence("engine").await.unwrap();
             for end_s in 1..=WINDOWS {
-                close(writer.as_mut(), end_s).await;
+                close(writer.as_mut(), end_s, "main").await;
                 closed.store(end_s, Ordering::SeqCst);
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
@@ -200,7 +112,7 @@ async fn a_window_is_quickly_at_the_viewer(log: Arc<dyn Log>, limit: Duration) {
     let mut writer = log.fence("engine").await.unwrap();
     let mut times = Vec::new();
     for end_s in 1..=40 {
-        close(writer.as_mut(), end_s).await;
+        close(writer.as_mut(), end_s, "main").await;
         let committed = Instant::now();
         tokio::time::timeout(LIMIT, socket.next()).await.unwrap().unwrap().unwrap();
         times.push(committed.elapsed());
@@ -209,10 +121,6 @@ async fn a_window_is_quickly_at_the_viewer(log: Arc<dyn Log>, limit: Duration) {
     eprintln!("commit to viewer: p50 {:?}, max {:?}", times[20], times[39]);
     assert!(times[20] < limit, "p50 {:?}", times[20]);
     tier.stop().await;
-}
-
-fn embedded(folder: &tempfile::TempDir) -> Arc<dyn Log> {
-    EmbeddedLog::open(folder.path(), embedded::Settings::default()).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -230,17 +138,17 @@ async fn embedded_a_window_is_quickly_at_the_viewer() {
 #[tokio::test(flavor = "multi_thread")]
 async fn embedded_retention_spares_what_is_not_published_yet() {
     let folder = tempfile::tempdir().unwrap();
-    let embedded = EmbeddedLog::open(folder.path(), embedded::Settings::default()).unwrap();
+    let embedded = EmbeddedLog::open(folder.path(), emostream::log::embedded::Settings::default()).unwrap();
     let log: Arc<dyn Log> = Arc::clone(&embedded) as Arc<dyn Log>;
     create_sink(log.as_ref()).await;
     let mut writer = log.fence("engine").await.unwrap();
     let mut viewer = Viewer { cursor: None, seen: Vec::new() };
     let tier = Running::start(&log, 1).await;
-    close(writer.as_mut(), 1).await;
+    close(writer.as_mut(), 1, "main").await;
     viewer.watch(&tier.address, 1).await;
     tier.stop().await;
     for end_s in 2..=5 {
-        close(writer.as_mut(), end_s).await;
+        close(writer.as_mut(), end_s, "main").await;
     }
     // Beyond what sinks and the live topic keep, within what clusters keep: the viewer's cursor is still known.
     embedded.apply_retention(emostream::clock::wall_ms() + 30 * 3_600_000).await.unwrap();

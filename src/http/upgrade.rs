@@ -1,0 +1,91 @@
+//! A WebSocket's handshake, and the socket itself once that is done.
+//!
+//! The checks are the library's; the socket is taken out from under the server, because what is written to thousands
+//! of clients is framed once and written as it is, which no library's connection does.
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use hyper::upgrade::OnUpgrade;
+use socket2::SockRef;
+use tokio::net::TcpStream;
+use tungstenite::error::{Error, ProtocolError};
+use tungstenite::handshake::server::create_response_with_body;
+
+use super::Problem;
+use super::connection::Connection;
+
+/// The one version of the protocol that is spoken.
+const VERSION: &str = "13";
+/// What the kernel takes for a client that does not read. By itself it would take megabytes: minutes of windows, shown
+/// when they are long over.
+const SEND_BUFFER: usize = 64 << 10;
+
+/// A socket to come, once the answer is sent.
+#[derive(Debug)]
+pub struct Upgrading(OnUpgrade);
+
+impl Upgrading {
+    /// The socket, and what the client sent already. Ends when the handshake's answer is sent.
+    ///
+    /// # Errors
+    /// When the connection broke before.
+    pub async fn socket(self) -> Result<(TcpStream, Bytes), String> {
+        let upgraded = self.0.await.map_err(|error| error.to_string())?;
+        let parts = upgraded
+            .downcast::<Connection>()
+            .map_err(|_| "the connection is of another server".to_owned())?;
+        let socket = parts.io.into_inner().into_inner();
+        if let Err(error) = SockRef::from(&socket).set_send_buffer_size(SEND_BUFFER) {
+            tracing::debug!(%error, "SO_SNDBUF could not be set");
+        }
+        Ok((socket, parts.read_buf))
+    }
+}
+
+/// Says that nothing more comes, while what the client still says can be read. Tokio's own takes the socket for itself.
+///
+/// # Errors
+/// When the connection is broken.
+pub fn say_no_more(socket: &TcpStream) -> std::io::Result<()> {
+    SockRef::from(socket).shutdown(std::net::Shutdown::Write)
+}
+
+/// Whether a WebSocket is asked for.
+pub fn is_asked_for(headers: &HeaderMap) -> bool {
+    headers.get(header::UPGRADE).is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"))
+}
+
+/// The answer to a handshake, and what follows when it is sent.
+///
+/// # Errors
+/// The answer to one that is not as RFC 6455 asks.
+pub fn accept(request: &mut Request) -> Result<(Response, Upgrading), Box<Response>> {
+    let refused = |status, detail: &str| Problem::new(status, "bad-handshake", detail).into_response();
+    let answer = match create_response_with_body(request, Body::empty) {
+        Ok(answer) => answer,
+        Err(Error::Protocol(ProtocolError::MissingSecWebSocketVersionHeader)) => {
+            let detail = "only version 13 of the WebSocket protocol is spoken";
+            let mut answer = refused(StatusCode::UPGRADE_REQUIRED, detail);
+            let headers = answer.headers_mut();
+            headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static(VERSION));
+            headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            return Err(Box::new(answer));
+        }
+        Err(error) => return Err(Box::new(refused(StatusCode::BAD_REQUEST, &error.to_string()))),
+    };
+    let key = request.headers().get(header::SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes);
+    if key.and_then(|key| BASE64_STANDARD.decode(key).ok()).is_none_or(|key| key.len() != 16) {
+        let detail = "Sec-WebSocket-Key takes 16 bytes in base64";
+        return Err(Box::new(refused(StatusCode::BAD_REQUEST, detail)));
+    }
+    match request.extensions_mut().remove::<OnUpgrade>() {
+        Some(upgrading) => Ok((answer, Upgrading(upgrading))),
+        None => Err(Box::new(refused(StatusCode::BAD_REQUEST, "this connection cannot be upgraded"))),
+    }
+}
