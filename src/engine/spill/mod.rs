@@ -33,6 +33,8 @@ pub(crate) use self::piece::Piece;
 const MIN_OPERATORS_BYTES: usize = 32 << 20;
 /// And the results of one commit.
 const MIN_RESULTS_BYTES: u64 = 64 << 20;
+/// The rows of one batch of a window in parts.
+const BATCH_ROWS: usize = 2048;
 /// What a row of results takes besides its own bytes on its way into the log: a record, its headers, its text.
 const ROW_OVERHEAD: u64 = 600;
 /// How much larger it is as text.

@@ -14,7 +14,7 @@ use datafusion::execution::spill_file::{SpillFile, SpillWriter, TempFileFactory}
 use datafusion::prelude::SessionConfig;
 use futures::Stream;
 
-use super::{Parcel, Shelf, ShelfError};
+use super::{BATCH_ROWS, Parcel, Shelf, ShelfError};
 use crate::sync::lock;
 
 /// As much is put aside together.
@@ -30,10 +30,13 @@ pub(super) fn context(shelf: &Arc<dyn Shelf>, memory: usize) -> Result<Arc<TaskC
         .with_memory_pool(Arc::new(FairSpillPool::new(memory)))
         .with_disk_manager_builder(disk)
         .build_arc()?;
-    // What a sort keeps back for merging comes out of the same memory.
-    let mut config = SessionConfig::new().with_target_partitions(1);
-    config = config.with_sort_spill_reservation_bytes(memory / 8);
-    config = config.with_sort_in_place_threshold_bytes(memory / 8);
+    // Rows in memory are always sorted in one piece: merging sorted batches of them takes as much memory again, for which
+    // nothing is kept. Small batches, because each run that is merged from the shelf has one in memory.
+    let config = SessionConfig::new()
+        .with_target_partitions(1)
+        .with_batch_size(BATCH_ROWS)
+        .with_sort_spill_reservation_bytes(memory / 8)
+        .with_sort_in_place_threshold_bytes(memory);
     Ok(Arc::new(TaskContext::default().with_session_config(config).with_runtime(runtime)))
 }
 

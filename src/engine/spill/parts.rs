@@ -7,8 +7,8 @@ use arrow::array::{RecordBatch, UInt32Array};
 use arrow::compute::take_record_batch;
 use datafusion::common::{DataFusionError, Result};
 
-use super::Spill;
 use super::piece::{Hashes, Piece, hashes_of, part_of};
+use super::{BATCH_ROWS, Spill};
 use crate::engine::aggregate::{Accumulation, Aggregation, Partial};
 use crate::engine::groups::Scratch;
 use crate::reaction::time::Window;
@@ -21,8 +21,6 @@ const AT_MOST: usize = 2;
 const MIN_PART_BYTES: usize = 16 << 20;
 /// As many hashes there are.
 const HASHES: u64 = 1 << 16;
-/// The rows of one batch.
-const BATCH_ROWS: usize = 8192;
 
 /// A window of which pieces are put aside.
 #[derive(Debug)]
