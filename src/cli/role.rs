@@ -187,8 +187,11 @@ pub fn subscribe(args: SubscribeArgs) -> Result<(), Failure> {
             subscribers.push(subscriber);
         }
         start.readiness.add("members", move || heart.ready());
-        let ingest =
-            Ingest::start(Arc::clone(&start.log), follow(&start).await?, ingest, &start.process.stages);
+        let program = follow(&start).await?;
+        let ingest = Ingest::start(Arc::clone(&start.log), program, ingest, &start.process.stages);
+        let known = Arc::clone(&ingest);
+        // Who watches is served all the same.
+        start.readiness.say(move || Some(format!("viewers can send nothing: {}", known.not_ready()?)));
         Ok((publish::live_router_with(subscribers, rows::taken_by(&ingest, &origins)), never()))
     })
 }

@@ -138,7 +138,8 @@ async fn rows_go_in_and_their_window_comes_back(process: &Process, sink: &str) {
     while answers.len() < 2 || count < 3 {
         let message = socket.json().await;
         match message["type"].as_str() {
-            Some(_) => drop(answers.insert(message["ref"].to_string(), message)),
+            Some("accepted") => drop(answers.insert(message["ref"].to_string(), message)),
+            Some(_) => panic!("{message}"),
             None => count += message["rows"][0]["count"].as_u64().unwrap(),
         }
     }
@@ -216,5 +217,6 @@ async fn rows_sent_to_a_subscriber_on_kafka_are_counted_like_any_other() {
     for process in [&engine, &publish, &cluster, &subscriber] {
         process.ready().await;
     }
+    subscriber.poll("/readyz", |answer| answer["notes"] == json!([])).await;
     rows_go_in_and_their_window_comes_back(&subscriber, "by_request").await;
 }
