@@ -488,7 +488,9 @@ async fn a_table_that_comes_while_it_runs_is_published_too() {
 async fn who_takes_gzip_gets_the_same_events_in_fewer_bytes_to_the_streams_end() {
     let (_log, bench) = Bench::in_memory().await;
     let tasks = Tasks::new();
-    let (_tier, address) = bench.tier(&Settings::default(), &tasks).await;
+    // One subscriber: what one client has, the other has or has waiting.
+    let settings = Settings { clusters: 1, subscribers_per_cluster: 1, ..Settings::default() };
+    let (_tier, address) = bench.tier(&settings, &tasks).await;
     let open = async |encoding: &str| {
         let request = reqwest::Client::new().get(format!("http://{address}/v1/live"));
         request.header("accept-encoding", encoding).send().await.unwrap()
