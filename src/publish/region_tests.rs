@@ -20,10 +20,10 @@ use crate::log::{Log, TOPIC_LIVE};
 use crate::shutdown::Tasks;
 
 /// An endpoint that takes every message; they come out of the channel.
-async fn endpoint(tasks: &Tasks) -> (u16, mpsc::UnboundedReceiver<String>) {
+async fn endpoint(tasks: &Tasks) -> (u16, mpsc::Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let (heard, messages) = mpsc::unbounded_channel();
+    let (heard, messages) = mpsc::channel(16);
     tasks.spawn(async move {
         while let Ok((mut connection, _)) = listener.accept().await {
             let mut text = String::new();
@@ -35,7 +35,7 @@ async fn endpoint(tasks: &Tasks) -> (u16, mpsc::UnboundedReceiver<String>) {
                 if let Some((head, body)) = text.split_once("\r\n\r\n")
                     && head.to_lowercase().contains(&format!("content-length: {}", body.len()))
                 {
-                    heard.send(body.to_owned()).unwrap();
+                    heard.send(body.to_owned()).await.unwrap();
                     text.clear();
                     connection.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
                 }
