@@ -209,9 +209,8 @@ fn check(settings: &Settings) -> Result<(), ConfigError> {
     {
         wrong.push(error.to_string());
     }
-    if let Err(error) = settings.ingest.validate() {
-        wrong.push(error);
-    }
+    wrong.extend(settings.ingest.validate().err());
+    wrong.extend(settings.publish.validate().err());
     if wrong.is_empty() { Ok(()) } else { Err(ConfigError(wrong)) }
 }
 

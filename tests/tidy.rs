@@ -67,6 +67,9 @@ const PURE: &[&str] = &[
     "src/engine/session",
     "src/engine/saved",
     "src/engine/snapshot",
+    "src/engine/spill/mod",
+    "src/engine/spill/parts",
+    "src/engine/spill/piece",
     "src/engine/sorted",
     "src/engine/steps",
     "src/engine/lookup",
@@ -82,7 +85,10 @@ const PURE: &[&str] = &[
     "src/publish/protocol",
     "src/publish/queue",
     "src/publish/sequence",
+    "src/simulate/answer",
     "src/simulate/crowd",
+    "src/simulate/frames",
+    "src/simulate/hearing",
     "src/simulate/sse",
 ];
 

@@ -4,9 +4,11 @@
 //! Data goes to standard output, all else to standard error.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // what commands are for
 
+mod bars;
 pub mod check;
 pub mod config;
 pub mod engine;
+mod live;
 mod logs;
 mod print;
 mod process;
@@ -18,6 +20,7 @@ mod serve;
 pub mod simulate;
 pub mod tail;
 pub mod up;
+pub mod watch;
 
 use std::process::ExitCode;
 
@@ -45,6 +48,7 @@ enum Command {
     Config(config::Args),
     Simulate(simulate::SimulateArgs),
     Tail(tail::Args),
+    Watch(watch::Args),
 }
 
 /// Why a command did not do what was asked.
@@ -89,6 +93,7 @@ pub fn run() -> ExitCode {
         Command::Config(args) => config::run(&args),
         Command::Simulate(args) => process::run_alone(simulate::run(args)),
         Command::Tail(args) => tail::run(args),
+        Command::Watch(args) => process::run_alone(watch::run(args)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

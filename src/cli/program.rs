@@ -114,6 +114,7 @@ pub(super) fn when_stopped(seat: &Seat) -> Failed {
 pub(super) fn engine_failure(error: &EngineError) -> Failure {
     match error {
         EngineError::Log(error) => log_failure(error.clone()),
+        EngineError::Spill(error) => Failure::outside(error.to_string()),
         error => Failure::input(error.to_string()),
     }
 }

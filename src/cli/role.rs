@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
+use super::logs::connect_kafka;
 use super::serve::{self, LogPlace, ServeArgs, Serving, Start, log_failure, never};
 use super::{Failure, rows};
 use crate::http::{MethodFilter, Origins, not_built_router};
 use crate::ingest::{self, Ingest};
 use crate::log::program::{self, ProgramView};
-use crate::publish::{self, Cluster, Front, Heart, Members, Publisher, Subscriber, standby, tier};
+use crate::publish::{
+    self, Cluster, Front, Heart, Members, Poster, Publisher, Registrations, Subscriber, standby, tier,
+};
 use crate::query::{self, Query};
 use tokio::sync::watch;
 
@@ -35,6 +38,11 @@ pub struct PublishArgs {
 pub struct ClusterArgs {
     /// The region's name
     name: String,
+    /// The region's own Kafka, where its subscribers are [default: the same]
+    ///
+    /// The properties under [log.kafka] count for both.
+    #[arg(long, value_name = "HOST:PORT")]
+    region_kafka: Option<String>,
     #[command(flatten)]
     serve: ServeArgs,
 }
@@ -105,7 +113,11 @@ pub fn publish(args: PublishArgs) -> Result<(), Failure> {
         });
         start.readiness.add("publish", move || publisher.ready());
         let members = Members::follow(Arc::clone(&start.log), &start.process.stages);
-        let front = Front::new(members, &settings.publish, Origins::new(&settings.http.origins));
+        let registrations = Registrations::follow(Arc::clone(&start.log), &start.process.stages);
+        let known = registrations.clone();
+        start.readiness.add("publish", move || known.ready());
+        let origins = Origins::new(&settings.http.origins);
+        let front = Front::new(members, registrations, &settings.publish, origins);
         Ok((publish::publish_router(front), never()))
     })
 }
@@ -116,15 +128,31 @@ pub fn publish(args: PublishArgs) -> Result<(), Failure> {
 /// As [`serve::run`].
 pub fn cluster(args: ClusterArgs) -> Result<(), Failure> {
     let settings = args.serve.settings.load()?.settings;
-    let name = args.name;
-    run(args.serve, settings.clone(), "127.0.0.1:8084", "cluster", |start| async move {
+    let ClusterArgs { name, region_kafka, serve } = args;
+    run(serve, settings.clone(), "127.0.0.1:8084", "cluster", |start| async move {
         let heart = Heart::start(Arc::clone(&start.log), &start.process.stages);
-        let cluster = Cluster::new(Arc::clone(&start.log), &name);
+        let region = match &region_kafka {
+            Some(bootstrap) => {
+                let mut regional = settings.clone();
+                regional.log.kafka.bootstrap_servers.clone_from(bootstrap);
+                Some(connect_kafka(&regional).await?)
+            }
+            None => None,
+        };
+        let own = region.clone().unwrap_or_else(|| Arc::clone(&start.log));
+        let cluster = Cluster::between(Arc::clone(&start.log), own, &name);
         let cluster = tier::run_cluster(cluster, &heart, &start.process.stages);
+        let moving = Arc::clone(&cluster);
         start.readiness.add("cluster", move || cluster.ready());
         start.readiness.add("members", move || heart.ready());
         let members = Members::follow(Arc::clone(&start.log), &start.process.stages);
-        let front = Front::new(members, &settings.publish, Origins::new(&settings.http.origins));
+        let registrations = Registrations::follow(Arc::clone(&start.log), &start.process.stages);
+        tier::move_registered(&moving, &members, &registrations, &start.process.stages);
+        if let Some(region) = &region {
+            publish::region::run(&name, &start.log, region, &registrations, &start.process.stages);
+        }
+        let origins = Origins::new(&settings.http.origins);
+        let front = Front::new(members, registrations, &settings.publish, origins);
         Ok((publish::front_router(front), never()))
     })
 }
@@ -144,12 +172,16 @@ pub fn subscribe(args: SubscribeArgs) -> Result<(), Failure> {
             name.unwrap_or_else(|| url.split_once("://").map_or(url.as_str(), |(_, host)| host).to_owned());
         let heart = Heart::start(Arc::clone(&start.log), &start.process.stages);
         let members = Members::follow(Arc::clone(&start.log), &start.process.stages);
+        let registrations = Registrations::follow(Arc::clone(&start.log), &start.process.stages);
+        let poster = Poster::new(&publish);
         let mut subscribers = Vec::with_capacity(clusters.len());
         for cluster in &clusters {
             let log = Arc::clone(&start.log);
             let subscriber =
                 Subscriber::start(log, cluster, &name, &url, &publish, &heart, &start.process.connections);
             subscriber.drain_when_asked(members.clone());
+            let tasks = &start.process.connections;
+            publish::serve_registered(&subscriber, &registrations, &members, &poster, tasks);
             let ready = Arc::clone(&subscriber);
             start.readiness.add("subscribe", move || ready.ready());
             subscribers.push(subscriber);

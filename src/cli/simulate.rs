@@ -26,13 +26,14 @@ const SETTLE: Duration = Duration::from_secs(10);
 /// Send reactions and watch the results like a crowd would, then check that nothing was lost
 ///
 /// Open loop: latencies count from when a request should have left. Ends with exit code 1 when a reaction that was
-/// answered 202 is missing from a query's figures, or a viewer received a window twice or out of order.
+/// answered 202 is missing from a query's figures, or a viewer received a window twice or out of order. With
+/// --senders 0 it only watches, and asks --live-url for nothing but /v1/live.
 #[derive(Debug, Args)]
 pub struct SimulateArgs {
-    /// People who send, each over one connection
+    /// People who send, each over one connection; 0: watch only
     #[arg(long, default_value_t = 100)]
     senders: u64,
-    /// People who watch
+    /// People who watch; with the senders 19000 at most, more take more processes
     #[arg(long, default_value_t = 1000)]
     viewers: u64,
     /// Reactions a second, all senders together
@@ -41,7 +42,7 @@ pub struct SimulateArgs {
     /// Viewers joining a second, such as 10/s [default: all within a quarter of the duration]
     #[arg(long, value_parser = parse_ramp)]
     ramp: Option<f64>,
-    /// How long to send, such as 500ms, 60s, 5m or 1h
+    /// How long to send, or to watch, such as 500ms, 60s, 5m or 1h
     #[arg(long, default_value = "60s", value_parser = parse_duration)]
     duration: Duration,
     /// Rooms that senders and viewers spread over

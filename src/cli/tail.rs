@@ -9,6 +9,7 @@ use futures::stream::FuturesUnordered;
 use reqwest::Url;
 use serde_json::{Map, Value};
 
+use super::live::{Live, Trouble};
 use super::process::SettingsArgs;
 use super::{Failure, logs, process};
 use crate::config::LogKind;
@@ -25,8 +26,6 @@ const READ_BYTES: usize = 1 << 20;
 const READ_WAIT: Duration = Duration::from_secs(1);
 /// How long the table may take to appear in the running program.
 const PROGRAM_WAIT: Duration = Duration::from_secs(5);
-/// The longest line a live stream may send.
-const MAX_LINE: usize = 16 << 20;
 
 /// Print a table's rows as they come, one JSON object a line
 ///
@@ -188,33 +187,17 @@ async fn follow_live(url: Url, table: String, room: Option<String>) -> Failure {
 }
 
 async fn try_follow_live(url: &Url, table: &str, room: Option<&str>) -> Result<(), Failure> {
-    let outside =
-        |error: reqwest::Error| Failure::outside(format!("{url}: {error}; is `emostream up` running?"));
-    let mut live = url.join("/v1/live").map_err(|error| Failure::usage(format!("{url}: {error}")))?;
-    live.query_pairs_mut().append_pair("table", table).append_pair("early", "1");
-    if let Some(room) = room {
-        live.query_pairs_mut().append_pair("room", room);
-    }
-    let response = reqwest::get(live).await.map_err(outside)?;
-    if !response.status().is_success() {
-        let problem = response.text().await.map_err(outside)?;
-        return Err(Failure::input(problem));
-    }
-    let mut chunks = response.bytes_stream();
-    let mut buffer = Vec::new();
-    while let Some(chunk) = chunks.next().await {
-        buffer.extend_from_slice(&chunk.map_err(outside)?);
-        while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = buffer.drain(..=end).collect();
-            // Events of other kinds (gap, drain) carry no message; their data is skipped.
-            if let Some(data) = line.strip_prefix(b"data:")
-                && let Ok(message) = serde_json::from_slice::<LiveMessage>(data)
-            {
-                print_rows(live_rows(message).into_iter())?;
-            }
-        }
-        if buffer.len() > MAX_LINE {
-            return Err(Failure::outside(format!("{url} sends a line of more than {MAX_LINE} bytes")));
+    let failure = |trouble| match trouble {
+        Trouble::Refused(problem) => Failure::input(problem),
+        Trouble::Outside(error) => Failure::outside(error),
+    };
+    let mut parameters = vec![("table", table), ("early", "1")];
+    parameters.extend(room.map(|room| ("room", room)));
+    let mut live = Live::open(url, &parameters).await.map_err(failure)?;
+    while let Some(event) = live.next().await.map_err(failure)? {
+        // Events of other kinds (gap, drain) carry no message; their data is skipped.
+        if let Ok(message) = serde_json::from_str::<LiveMessage>(&event.data) {
+            print_rows(live_rows(message).into_iter())?;
         }
     }
     Ok(())

@@ -22,7 +22,7 @@ use crate::sql::Program;
 /// in the log then.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Where the embedded log is kept
+    /// Where the embedded log is kept, and windows that memory does not hold
     #[arg(long, value_name = "DIR", default_value = "./data")]
     data_dir: PathBuf,
     /// The folder of SQL files [default: ./sql, written when there is none]
@@ -42,7 +42,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let listen = args.serve.listen.unwrap_or_else(|| "127.0.0.1:8080".to_owned());
     super::process::check_listen(&listen, &loaded.settings)?;
     let planned = program::load(args.sql.as_deref())?;
-    let settings = program::with_log_of(&planned, loaded);
+    let mut settings = program::with_log_of(&planned, loaded);
+    settings.engine.spill_dir.get_or_insert_with(|| args.data_dir.join("spill"));
     let place = match settings.log.kind {
         LogKind::Embedded => LogPlace::Embedded(args.data_dir.clone()),
         LogKind::Kafka => LogPlace::Kafka,
@@ -75,7 +76,7 @@ async fn start_all(
     let tier = Tier::start(log, running.clone(), url, &settings.publish, &process.connections);
     let ingest = Ingest::start(Arc::clone(log), running, settings.ingest.clone(), &process.stages);
     let origins = Origins::new(&settings.http.origins);
-    let front = Front::new(tier.members(), &settings.publish, origins.clone());
+    let front = Front::new(tier.members(), tier.registrations(), &settings.publish, origins.clone());
 
     let live = publish::live_router_with(tier.subscribers(), rows::taken_by(&ingest, &origins));
     let failed = when_fenced(tier.failure());
@@ -97,7 +98,8 @@ async fn start_all(
         .layer(origins.cors())
         .merge(engine::routes::router(seat, results_read, origins))
         .merge(live)
-        .merge(publish::front_router(front))
+        .merge(publish::front_router(Arc::clone(&front)))
+        .merge(publish::register_router(front))
         .merge(query::routes::router(query))
         .merge(not_built_router(&LATER_QUERY_CALLS));
     Ok(Serving { router, failed, banner: banner(url, planned, kept) })

@@ -2,7 +2,8 @@
 //!
 //! Filters, lookups and projections are evaluated over all closed windows at once. Anything else is an ordinary DataFusion plan,
 //! made once and run per window: its leaves take the rows of the run, `reset_plan_states` clears what the operators
-//! kept. The leaves' statistics are unknown, so that nothing is folded into a constant.
+//! kept. The leaves' statistics are unknown, so that nothing is folded into a constant. Rows of a window in parts come as a
+//! stream, to operators that have so much memory and no more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -23,15 +24,18 @@ use datafusion::physical_plan::execution_plan::{
     Boundedness, EmissionType, ReplaceChildrenOptions, reset_plan_states,
 };
 use datafusion::physical_plan::memory::MemoryStream;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
-    DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties, collect,
+    DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties, collect, execute_stream,
 };
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
 use datafusion::prelude::SessionConfig;
+use futures::StreamExt;
 
-use super::closed::ClosedRows;
+use super::closed::{ClosedRows, WindowRows};
 use super::expression::{RowExpr, Rows};
 use super::in_sequence::UnionsInSequence;
+use super::spill::Spill;
 use super::statics::StaticTables;
 use super::steps::{self, Step};
 use crate::reaction::time::Window;
@@ -92,24 +96,47 @@ fn row_by_row(
     steps: &[Step],
     columns: &[RowExpr],
 ) -> Result<Vec<SinkRows>> {
-    if closed.windows().is_empty() {
+    let mut found = of_whole_windows(closed, input, steps, columns)?;
+    for (window, parts) in closed.in_parts() {
+        let mut results = parts.spill().results();
+        for batch in parts.batches() {
+            let rows = Rows::new(batch?);
+            let rows = steps::apply(steps, &rows)?.unwrap_or(rows);
+            if rows.len() > 0 {
+                let batch = batch_of(columns, &rows)?;
+                results.add(&batch)?;
+                found.push((window, batch));
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn of_whole_windows(
+    closed: &ClosedRows,
+    input: &SchemaRef,
+    steps: &[Step],
+    columns: &[RowExpr],
+) -> Result<Vec<SinkRows>> {
+    // Where each ends.
+    let ends = closed.whole().scan(0, |end, (window, batch)| {
+        *end += batch.num_rows();
+        Some((window, *end))
+    });
+    let ends: Vec<(Window, usize)> = ends.collect();
+    if ends.is_empty() {
         return Ok(Vec::new());
     }
     let all = Rows::new(closed.together(input)?).numbered();
-    let ends = closed.windows().iter().scan(0, |end, (_, batch)| {
-        *end += batch.num_rows();
-        Some(*end)
-    });
-    let ends: Vec<usize> = ends.collect();
     let rows = steps::apply(steps, &all)?.unwrap_or(all);
     let result = batch_of(columns, &rows)?;
     let places = rows.of().map(|of| of.values().to_vec()).unwrap_or_default();
-    let window_of = |place: &u32| ends.partition_point(|end| *end <= *place as usize);
+    let window_of = |place: &u32| ends.partition_point(|(_, end)| *end <= *place as usize);
     let mut from = 0;
     let same = places.chunk_by(|a, b| window_of(a) == window_of(b));
     Ok(same
         .map(|same| {
-            let (window, _) = closed.windows()[window_of(&same[0])];
+            let (window, _) = ends[window_of(&same[0])];
             from += same.len();
             (window, result.slice(from - same.len(), same.len()))
         })
@@ -128,7 +155,7 @@ pub(crate) fn batch_of(columns: &[RowExpr], rows: &Rows) -> Result<RecordBatch> 
 }
 
 /// Where a leaf finds the rows of a run.
-type Slot = Arc<Mutex<Option<RecordBatch>>>;
+type Slot = Arc<Mutex<Option<WindowRows>>>;
 
 /// A plan that is run again and again.
 #[derive(Debug)]
@@ -163,15 +190,21 @@ impl Plan {
 
     fn run(&self, closed: &[ClosedRows]) -> Result<Vec<SinkRows>> {
         let read = self.slots.keys().filter_map(|cut| closed.get(*cut));
-        let windows: BTreeSet<Window> =
-            read.flat_map(|closed| closed.windows()).map(|(window, _)| *window).collect();
+        let windows: BTreeSet<Window> = read.flat_map(ClosedRows::windows).collect();
         let mut found = Vec::new();
         for window in windows {
+            let mut spill = None;
             for (cut, (schema, slot)) in &self.slots {
                 let rows = closed.get(*cut).map(|closed| closed.of(window, schema));
+                if let Some(WindowRows::InParts(parts)) = &rows {
+                    spill = Some(Arc::clone(parts.spill()));
+                }
                 *lock(slot) = rows;
             }
-            let rows = self.run_once()?;
+            let rows = match spill {
+                Some(spill) => self.run_within(&spill)?,
+                None => self.run_once()?,
+            };
             found.extend(rows.into_iter().filter(|rows| rows.num_rows() > 0).map(|rows| (window, rows)));
         }
         Ok(found)
@@ -183,6 +216,26 @@ impl Plan {
         // operators would spend the task's budget and then wait for a yield that a blocked task never makes.
         let run = tokio::task::unconstrained(collect(plan, Arc::clone(&self.context)));
         futures::executor::block_on(run)
+    }
+
+    /// As [`Self::run_once`], over rows in parts.
+    fn run_within(&self, spill: &Spill) -> Result<Vec<RecordBatch>> {
+        let plan = reset_plan_states(Arc::clone(&self.plan))?;
+        let run = async {
+            let mut stream = execute_stream(plan, spill.operators())?;
+            let (mut results, mut found) = (spill.results(), Vec::new());
+            while let Some(batch) = stream.next().await.transpose()? {
+                results.add(&batch)?;
+                found.push(batch);
+            }
+            Ok(found)
+        };
+        let found = futures::executor::block_on(tokio::task::unconstrained(run));
+        // What the window was made of is not kept until the next one.
+        for (_, slot) in self.slots.values() {
+            *lock(slot) = None;
+        }
+        found
     }
 }
 
@@ -212,7 +265,7 @@ impl ExtensionPlanner for LeafPlanner {
         if let Some(leaf) = node.as_any().downcast_ref::<StaticRows>()
             && let Some((_, rows)) = self.statics.iter().find(|(known, _)| known == leaf)
         {
-            let slot = Arc::new(Mutex::new(Some(rows.clone())));
+            let slot = Arc::new(Mutex::new(Some(WindowRows::Whole(rows.clone()))));
             return Ok(Some(Arc::new(RowsExec::new(rows.schema(), slot))));
         }
         let cut = node.as_any().downcast_ref::<WindowedRows>().map(|rows| rows.cut);
@@ -287,6 +340,14 @@ impl ExecutionPlan for RowsExec {
             return internal_err!("windowed rows have one partition, not {partition}");
         }
         let rows = lock(&self.rows).clone();
-        Ok(Box::pin(MemoryStream::try_new(rows.into_iter().collect(), Arc::clone(&self.schema), None)?))
+        let schema = Arc::clone(&self.schema);
+        Ok(match rows {
+            Some(WindowRows::InParts(parts)) => {
+                let batches = futures::stream::iter(parts.batches());
+                Box::pin(RecordBatchStreamAdapter::new(schema, batches))
+            }
+            Some(WindowRows::Whole(rows)) => Box::pin(MemoryStream::try_new(vec![rows], schema, None)?),
+            None => Box::pin(MemoryStream::try_new(Vec::new(), schema, None)?),
+        })
     }
 }

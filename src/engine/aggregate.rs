@@ -6,7 +6,8 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Int64Array, RecordBatch, StructArray, TimestampNanosecondArray};
+use arrow::array::{ArrayRef, Int64Array, RecordBatch, StructArray, TimestampNanosecondArray, UInt32Array};
+use arrow::compute::take;
 use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::common::{Result, internal_err};
 use datafusion::logical_expr::{EmitTo, GroupsAccumulator};
@@ -16,7 +17,9 @@ use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
 use super::bounds::Size;
 use super::expression::{RowExpr, Rows};
 use super::groups::{Groups, Scratch};
+use super::snapshot::Chunk;
 use super::sorted;
+use super::spill::{Piece, Spill};
 use crate::reaction::time::Window;
 
 /// What all partial aggregates of a cut share: keys, functions and the shape of the result.
@@ -122,6 +125,11 @@ impl Accumulation {
         Size { groups: self.groups.len(), bytes: self.groups.size() + self.accumulators.size() }
     }
 
+    /// Whether there is no group.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.groups.len() == 0
+    }
+
     /// Takes in rows.
     pub(crate) fn update(
         &mut self,
@@ -157,6 +165,11 @@ impl Accumulation {
         Ok(partial)
     }
 
+    /// Retires; `None` when there is no group.
+    pub(crate) fn into_rest(self) -> Result<Option<Partial>> {
+        if self.is_empty() { Ok(None) } else { self.into_partial().map(Some) }
+    }
+
     /// Retires; there must be a group.
     pub(crate) fn into_partial(self) -> Result<Partial> {
         let groups = self.groups.len();
@@ -186,6 +199,19 @@ impl Partial {
     pub(crate) fn size(&self) -> Size {
         let arrays = self.keys.iter().chain(self.states.iter().flatten());
         Size { groups: self.groups, bytes: arrays.map(|array| array.get_array_memory_size()).sum() }
+    }
+
+    /// These groups of it, which may be none.
+    pub(crate) fn taken(&self, groups: &[u32]) -> Result<Self> {
+        let places = UInt32Array::from(groups.to_vec());
+        let taken = |arrays: &[ArrayRef]| -> Result<Vec<ArrayRef>> {
+            arrays.iter().map(|array| Ok(take(array, &places, None)?)).collect()
+        };
+        Ok(Self {
+            groups: groups.len(),
+            keys: taken(&self.keys)?,
+            states: self.states.iter().map(|state| taken(state)).collect::<Result<_>>()?,
+        })
     }
 
     /// The sum of partial aggregates of different rows; `None` of none.
@@ -233,11 +259,29 @@ pub(crate) struct Pane {
     pub(crate) rows: u64,
     /// The first record with a row in this pane, or one before it.
     pub(crate) first_offset: i64,
+    /// What was put aside; older than what follows.
+    pub(crate) pieces: Vec<Arc<Piece>>,
     pub(crate) accumulation: Accumulation,
 }
 
 impl Pane {
     pub(crate) fn new(aggregation: &Aggregation, window: Window, first_offset: i64) -> Result<Self> {
-        Ok(Self { window, rows: 0, first_offset, accumulation: Accumulation::new(aggregation)? })
+        let accumulation = Accumulation::new(aggregation)?;
+        Ok(Self { window, rows: 0, first_offset, pieces: Vec::new(), accumulation })
+    }
+
+    /// Puts aside what is in memory.
+    pub(crate) fn spill(&mut self, aggregation: &Aggregation, spill: &Arc<Spill>) -> Result<()> {
+        let rows = self.rows_in_memory();
+        let held = std::mem::replace(&mut self.accumulation, Accumulation::new(aggregation)?);
+        if let Some(partial) = held.into_rest()? {
+            self.pieces.push(Arc::new(Piece::new(Chunk { start: self.window.start, rows, partial }, spill)?));
+        }
+        Ok(())
+    }
+
+    /// Rows taken in and not put aside.
+    pub(crate) fn rows_in_memory(&self) -> u64 {
+        self.rows - self.pieces.iter().map(|piece| piece.rows()).sum::<u64>()
     }
 }

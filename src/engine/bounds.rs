@@ -1,6 +1,6 @@
 //! How much a query may hold in open windows, and what is said when it is too much.
 //!
-//! It is looked at after every read, so that a query holds at most what one read adds more than it may.
+//! It is looked at after every batch, so that a query holds at most what one adds more than it may.
 
 use std::iter::Sum;
 use std::ops::Add;
@@ -48,19 +48,51 @@ impl Bounds {
         Self { groups: settings.max_groups, bytes: settings.max_state_bytes.unwrap_or_else(quarter) }
     }
 
-    pub(super) fn check(self, held: Size) -> Result<(), Failure> {
+    /// How many bytes of memory.
+    pub(super) fn bytes(self) -> u64 {
+        self.bytes
+    }
+
+    /// What of it is too much, if anything is.
+    pub(super) fn exceeded_by(self, held: Size) -> Option<Excess> {
         let Size { groups, bytes } = held;
-        let (what, setting, limit) = if groups as u64 > self.groups {
-            (format!("{groups} groups"), "max_groups", self.groups)
+        if groups as u64 > self.groups {
+            Some(Excess { held: format!("{groups} groups"), setting: "max_groups", limit: self.groups })
         } else if bytes as u64 > self.bytes {
-            (format!("{bytes} bytes"), "max_state_bytes", self.bytes)
+            Some(Excess { held: format!("{bytes} bytes"), setting: "max_state_bytes", limit: self.bytes })
         } else {
-            return Ok(());
-        };
-        Err(Failure::Stop(format!(
-            "{what} in open windows; [engine] {setting} allows {limit}. What is committed stays, and the query goes on \
-             from there: raise it and start again, or change the query (fewer keys, shorter windows)"
-        )))
+            None
+        }
+    }
+}
+
+/// What is held is more than may be.
+#[derive(Debug)]
+pub(super) struct Excess {
+    held: String,
+    setting: &'static str,
+    limit: u64,
+}
+
+impl Excess {
+    /// Nothing is put aside.
+    pub(super) fn stop(self) -> Failure {
+        let Self { held, setting, limit } = self;
+        Failure::Stop(format!(
+            "{held} in open windows; [engine] {setting} allows {limit}. What is committed stays, and the query goes on \
+             from there: raise it and start again, let on_full = 'spill' put them on disk, or change the query (fewer keys, \
+             shorter windows)"
+        ))
+    }
+
+    /// What could be put aside is.
+    pub(super) fn stop_although_spilled(self) -> Failure {
+        let Self { held, setting, limit } = self;
+        Failure::Stop(format!(
+            "{held} that cannot be put on disk: sessions, rows without a window, or what each open window takes by itself; \
+             [engine] {setting} allows {limit}. What is committed stays, and the query goes on from there: raise it and start \
+             again, or change the query"
+        ))
     }
 }
 
@@ -86,8 +118,8 @@ mod tests {
     fn what_is_too_much_is_named_with_the_setting_that_bounds_it() {
         let bounds =
             Bounds::new(&Settings { max_groups: 5, max_state_bytes: Some(100), ..Settings::default() });
-        let said = |groups, bytes| match bounds.check(Size { groups, bytes }) {
-            Err(Failure::Stop(reason)) => reason,
+        let said = |groups, bytes| match bounds.exceeded_by(Size { groups, bytes }).map(Excess::stop) {
+            Some(Failure::Stop(reason)) => reason,
             _ => String::new(),
         };
         assert_eq!(said(5, 100), "");

@@ -1,28 +1,31 @@
 //! Closing windows: panes of all partitions become the windows' rows, the figures and the next checkpoint. Pure.
 
+mod open;
+mod start;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use datafusion::common::Result;
 
+use self::open::OpenWindows;
+pub use self::start::{Lane, Start};
 use super::aggregate::Pane;
 use super::bounds::Size;
-use super::change::Takeover;
-use super::closed::ClosedRows;
-use super::compile::{CompiledCut, CompiledOutput, CompiledQuery};
+use super::closed::{ClosedRows, WindowRows};
+use super::compile::{CompiledOutput, CompiledQuery};
 use super::early::{Early, Look, OpenPane};
 use super::groups::Scratch;
 use super::kept::Kept;
 use super::partition::{Account, HandOver};
-use super::saved::{Saved, SavedRecord};
+use super::saved::{Saved, SavedKey, SavedRecord, State};
 use super::session::{LeftOut, Sessions};
 use super::session_switch::SessionSwitch;
-use super::sliding::SlidingWindows;
+use super::spill::Spill;
 use crate::reaction::checkpoint::{Checkpoint, Gap, OpenSessions, Position};
 use crate::reaction::figures::Figures;
 use crate::reaction::time::Window;
-use crate::sql::cut::Windowing;
 
 /// One closed window: what a sink is to receive.
 #[derive(Debug)]
@@ -72,129 +75,6 @@ impl Closed {
     }
 }
 
-/// One partition of one source of a query.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lane {
-    /// The source's place in the query.
-    pub source: usize,
-    /// The partition of its topic.
-    pub partition: u32,
-    /// Where it goes on.
-    pub from: Position,
-}
-
-/// Where a query goes on: from its checkpoint, or from the start of its sources.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Start {
-    /// Every partition of every source, in order.
-    pub lanes: Vec<Lane>,
-    /// Every window ending at or before this has been emitted.
-    pub emitted: Option<i64>,
-    /// The account at the positions' `seen`, without what is open.
-    pub figures: Figures,
-    /// What this version cannot rebuild.
-    pub gap: Option<Gap>,
-    /// How many saved records of each cut belong to the checkpoint.
-    pub saved: Vec<u64>,
-    /// Which sessions are emitted.
-    pub sessions: SessionSwitch,
-    /// The highest revision written.
-    pub revision: u64,
-    /// The account begins with the rows that are filled into windows again: what the version before it did with all
-    /// others cannot be told from its totals.
-    pub begins_account: bool,
-}
-
-impl Start {
-    /// Decides from where `query` reads. `first_offsets` are, by source, the starts of its topic's partitions.
-    ///
-    /// A checkpoint of the same plan at and below the cuts is continued; after one of another plan this one takes over,
-    /// reading from `first_offsets`, by source ([`Start::take_over`] can be told better ones).
-    pub fn decide(
-        query: &CompiledQuery,
-        checkpoint: Option<&Checkpoint>,
-        first_offsets: &[Vec<i64>],
-    ) -> Self {
-        match checkpoint {
-            Some(checkpoint) if checkpoint.fingerprint == query.fingerprint => Self {
-                lanes: lanes(query, Some(checkpoint), first_offsets),
-                emitted: checkpoint.emitted,
-                figures: Figures { open: 0, ..checkpoint.figures },
-                gap: checkpoint.gap,
-                saved: checkpoint.saved.clone(),
-                sessions: SessionSwitch::resumed(checkpoint.sessions.as_ref()),
-                revision: checkpoint.revision,
-                begins_account: false,
-            },
-            Some(Checkpoint { emitted: Some(emitted), .. }) => {
-                let takeover = Takeover::after(query.rhythm(), *emitted);
-                let before = checkpoint.and_then(|checkpoint| checkpoint.sessions.as_ref());
-                let sessions =
-                    query.sessions.as_ref().map(|kind| SessionSwitch::after(before, kind, *emitted));
-                let sessions = sessions.unwrap_or_default();
-                Self { sessions, ..Self::take_over(query, checkpoint, takeover, first_offsets) }
-            }
-            // Nothing was emitted by anybody.
-            _ => {
-                let nothing = Takeover { emitted: i64::MIN, rows_from: i64::MIN };
-                Self::take_over(query, None, nothing, first_offsets)
-            }
-        }
-    }
-
-    /// For a query that has never run and wants nothing that is there: it reads from the ends of the log, and emits the
-    /// windows that start at `now_ns` or later, because of no other it would see every row.
-    #[must_use]
-    pub fn from_now_on(query: &CompiledQuery, ends: &[Vec<i64>], now_ns: i64) -> Self {
-        let rhythm = query.rhythm();
-        let whole = Takeover::after(rhythm, now_ns).without_rows_before(rhythm, now_ns);
-        let emitted = (!query.cuts.is_empty()).then_some(whole.emitted);
-        Self { emitted, ..Self::decide(query, None, ends) }
-    }
-
-    /// After a version with another plan, which wrote `checkpoint`: emits the windows that end after
-    /// `takeover.emitted`, whose rows all lie at or after `rows_at`, by source and partition. Those of them that the other
-    /// version had seen are filled in again and begin the account; none is late.
-    pub fn take_over(
-        query: &CompiledQuery,
-        checkpoint: Option<&Checkpoint>,
-        takeover: Takeover,
-        rows_at: &[Vec<i64>],
-    ) -> Self {
-        let mut lanes = lanes(query, checkpoint, rows_at);
-        let rows_at = rows_at.iter().flatten();
-        for (lane, &rows_at) in lanes.iter_mut().zip(rows_at).filter(|_| checkpoint.is_some()) {
-            lane.from.resume = rows_at.min(lane.from.seen);
-        }
-        Self {
-            lanes,
-            emitted: checkpoint.map(|_| takeover.emitted),
-            figures: Figures::default(),
-            gap: None,
-            saved: Vec::new(),
-            sessions: SessionSwitch::default(),
-            revision: checkpoint.map_or(0, |checkpoint| checkpoint.revision),
-            begins_account: checkpoint.is_some(),
-        }
-    }
-}
-
-/// Every partition of every source, from the checkpoint's position; a partition added since then starts at the query's
-/// watermark.
-fn lanes(query: &CompiledQuery, checkpoint: Option<&Checkpoint>, first_offsets: &[Vec<i64>]) -> Vec<Lane> {
-    let watermark = checkpoint.and_then(|checkpoint| checkpoint.emitted);
-    let mut lanes = Vec::new();
-    for (source, (compiled, firsts)) in query.sources.iter().zip(first_offsets).enumerate() {
-        let known = checkpoint.and_then(|checkpoint| checkpoint.sources.get(&compiled.table.topic));
-        for (partition, &first) in (0_u32..).zip(firsts) {
-            let known = known.and_then(|positions| positions.get(partition as usize)).copied();
-            let from = known.unwrap_or(Position { resume: first, seen: first, watermark });
-            lanes.push(Lane { source, partition, from });
-        }
-    }
-    lanes
-}
-
 /// The query's side of closing: what windows share between closings, and totals that survive restarts.
 pub struct Closer {
     query: Arc<CompiledQuery>,
@@ -211,60 +91,6 @@ pub struct Closer {
     cuts: Vec<OpenWindows>,
     saved: Saved,
     scratch: Scratch,
-}
-
-/// What one cut keeps of partitions' panes until their last window is closed.
-enum OpenWindows {
-    /// Nothing: a window is one pane, and closed with it.
-    Single,
-    Sliding(SlidingWindows),
-    Sessions(Sessions),
-}
-
-impl OpenWindows {
-    fn new(cut: &CompiledCut, start: &Start) -> Self {
-        let aggregation = Arc::clone(&cut.aggregation);
-        match (cut.panes, cut.windowing) {
-            (None, Windowing::Session { gap_ns }) => {
-                let mut sessions = Sessions::new(gap_ns, aggregation);
-                sessions.go_on(start.sessions);
-                Self::Sessions(sessions)
-            }
-            (Some(panes), _) if !panes.is_single() => Self::Sliding(SlidingWindows::new(panes, aggregation)),
-            _ => Self::Single,
-        }
-    }
-
-    fn rows(&self) -> u64 {
-        match self {
-            Self::Single => 0,
-            Self::Sliding(windows) => windows.rows(),
-            Self::Sessions(sessions) => sessions.rows(),
-        }
-    }
-
-    fn size(&self) -> Size {
-        match self {
-            Self::Single => Size::default(),
-            Self::Sliding(windows) => windows.size(),
-            Self::Sessions(sessions) => sessions.size(),
-        }
-    }
-
-    fn first_offset(&self, lane: usize) -> Option<i64> {
-        match self {
-            Self::Sliding(windows) => windows.first_offset(lane),
-            Self::Single | Self::Sessions(_) => None,
-        }
-    }
-
-    fn next_end(&self, closed_to: i64) -> Option<i64> {
-        match self {
-            Self::Single => None,
-            Self::Sliding(windows) => windows.next_end(closed_to),
-            Self::Sessions(sessions) => sessions.next_end(),
-        }
-    }
 }
 
 impl Closer {
@@ -287,27 +113,40 @@ impl Closer {
         }
     }
 
-    /// Takes in what was saved beside the checkpoint: records of the checkpoints topic by key. Keys of other queries are
+    /// Finds what was saved beside the checkpoint among the keys of the checkpoints topic: what is to be given to
+    /// [`Self::restore`], as often as there is a key, and then [`Self::restored`] is to be called. Keys of other queries are
     /// left alone; states of another plan of this query are removed by the next commit.
     ///
     /// # Errors
-    /// When what the checkpoint names is not there or cannot be read.
-    pub fn restore<'r>(
+    /// When what the checkpoint names is not there.
+    pub fn find_saved<'k>(
         &mut self,
         start: &Start,
-        records: impl IntoIterator<Item = (&'r [u8], &'r [u8])>,
-    ) -> Result<()> {
-        for found in self.saved.restore(&self.query, &start.saved, records)? {
-            match (&mut self.cuts[found.cut], found.state) {
-                (OpenWindows::Sliding(windows), super::saved::State::Pane(chunk)) => {
-                    windows.restore(chunk, &mut self.scratch)?;
-                }
-                (OpenWindows::Sessions(sessions), super::saved::State::Sessions(rows)) => {
-                    sessions.restore(rows);
-                }
-                _ => {}
+        keys: impl IntoIterator<Item = &'k [u8]>,
+    ) -> Result<Vec<SavedKey>> {
+        self.saved.find(&self.query, &start.saved, keys)
+    }
+
+    /// Takes in a value that was saved.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn restore(&mut self, key: &SavedKey, value: &[u8]) -> Result<()> {
+        match (self.saved.restore(&self.query, key, value)?, &mut self.cuts[key.cut]) {
+            (State::Pane(chunk), OpenWindows::Sliding(windows)) => windows.restore(chunk, &mut self.scratch),
+            (State::Sessions(rows), OpenWindows::Sessions(sessions)) => {
+                sessions.restore(rows);
+                Ok(())
             }
+            _ => Ok(()),
         }
+    }
+
+    /// All that was saved has been taken in.
+    ///
+    /// # Errors
+    /// What DataFusion says of the states.
+    pub fn restored(&mut self, start: &Start) -> Result<()> {
         for cut in &mut self.cuts {
             if let (OpenWindows::Sessions(sessions), Some(closed_to)) = (cut, start.emitted) {
                 sessions.forget_closed(closed_to, &mut self.scratch)?;
@@ -331,9 +170,17 @@ impl Closer {
         self.cuts.iter().map(OpenWindows::rows).sum()
     }
 
-    /// What is held for windows still open.
+    /// What is held in memory for windows still open.
     pub fn size(&self) -> Size {
         self.cuts.iter().map(OpenWindows::size).sum()
+    }
+
+    /// Puts aside what is held for windows still open, sessions excepted.
+    ///
+    /// # Errors
+    /// As [`super::partition::Partition::spill`].
+    pub fn spill(&mut self, spill: &Arc<Spill>) -> Result<()> {
+        self.cuts.iter_mut().try_for_each(|cut| cut.spill(spill))
     }
 
     /// The end of the first window that what was handed over is part of.
@@ -393,11 +240,7 @@ impl Closer {
     /// # Errors
     /// As [`Self::close`].
     pub fn look(&mut self, open: Vec<OpenPane>, look: Look<'_>, closed: &mut Closed) -> Result<()> {
-        let held = self.cuts.iter().map(|cut| match cut {
-            OpenWindows::Sliding(windows) => Some(windows),
-            OpenWindows::Single | OpenWindows::Sessions(_) => None,
-        });
-        let held = held.collect();
+        let held = self.cuts.iter().map(OpenWindows::sliding).collect();
         let told = self.early.look(&self.query, held, open, self.emitted, look, &mut self.scratch)?;
         for (output, windows) in told {
             closed.outputs[output].early = windows;
@@ -414,7 +257,10 @@ impl Closer {
             std::collections::btree_map::Entry::Occupied(mut entry) => {
                 let merged = entry.get_mut();
                 merged.rows += pane.rows;
-                merged.accumulation.merge(&pane.accumulation.into_partial()?, &mut self.scratch)?;
+                merged.pieces.extend(pane.pieces);
+                if let Some(partial) = pane.accumulation.into_rest()? {
+                    merged.accumulation.merge(&partial, &mut self.scratch)?;
+                }
             }
         }
         Ok(())
@@ -427,8 +273,12 @@ impl Closer {
             let mut closed = ClosedRows::default();
             for (_, pane) in panes {
                 self.counted += pane.rows;
-                let rows = pane.accumulation.into_result(&compiled.aggregation, pane.window)?;
-                closed.push(pane.window, rows);
+                let Pane { window, pieces, accumulation, .. } = pane;
+                if let Some(rows) =
+                    WindowRows::new(&compiled.aggregation, window, pieces, Some(accumulation))?
+                {
+                    closed.push(window, rows);
+                }
             }
             let to = self.emitted.unwrap_or(i64::MIN);
             self.counted += match cut {
@@ -492,10 +342,7 @@ impl Closer {
     }
 
     fn sessions(&self) -> impl Iterator<Item = &Sessions> {
-        self.cuts.iter().filter_map(|cut| match cut {
-            OpenWindows::Sessions(sessions) => Some(sessions),
-            OpenWindows::Single | OpenWindows::Sliding(_) => None,
-        })
+        self.cuts.iter().filter_map(OpenWindows::sessions)
     }
 
     fn open_sessions(&self) -> Option<OpenSessions> {

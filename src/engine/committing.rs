@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use super::closing::Closed;
 use super::compile::CompiledQuery;
 use super::failure::Failure;
+use super::saved::SavedRecord;
 use super::{group, sink};
 use crate::clock;
 use crate::log::failpoint;
@@ -21,28 +23,60 @@ pub(super) fn writer_id(query: &str) -> String {
     format!("emostream.query.{query}")
 }
 
-/// Commits; while nothing was written because the log is not available, tries again with the same rows.
+/// As many bytes of what goes ahead are in one transaction.
+const AHEAD_BYTES: usize = 4 << 20;
+
+/// Commits; while nothing was written because the log is not available, tries again with the same rows. Answers whether it
+/// was done when `stop` came.
 pub(super) async fn commit(
     writer: &mut dyn Writer,
     transaction: Transaction,
     stop: &CancellationToken,
-) -> Result<(), Failure> {
+) -> Result<bool, Failure> {
     let mut wait = RETRY.0;
     loop {
         failpoint::hit("engine.commit.before");
         match writer.commit(transaction.clone()).await {
             Ok(()) => {
                 failpoint::hit("engine.commit.after");
-                return Ok(());
+                return Ok(true);
             }
             Err(LogError::Unavailable(reason)) => tracing::warn!(reason, "a commit waits for the log"),
             Err(error) => return Err(error.into()),
         }
         tokio::select! {
-            () = stop.cancelled() => return Ok(()),
+            () = stop.cancelled() => return Ok(false),
             () = tokio::time::sleep(wait) => wait = (wait * 2).min(RETRY.1),
         }
     }
+}
+
+/// Writes what goes ahead of a commit, some at a time, so that memory never holds all of it. No checkpoint counts it before
+/// that commit. Answers whether it was done when `stop` came.
+pub(super) async fn save_ahead(
+    writer: &mut dyn Writer,
+    saved: &[SavedRecord],
+    stop: &CancellationToken,
+) -> Result<bool, Failure> {
+    let (mut records, mut bytes) = (Vec::new(), 0);
+    let ahead: Vec<&SavedRecord> = saved.iter().filter(|saved| saved.goes_ahead()).collect();
+    for (place, saved) in ahead.iter().enumerate() {
+        let value = saved.value()?;
+        bytes += value.as_ref().map_or(0, Bytes::len);
+        records.push((TOPIC_CHECKPOINTS.to_owned(), 0, keyed(saved.key.clone(), value)));
+        if bytes >= AHEAD_BYTES || place + 1 == ahead.len() {
+            let transaction = Transaction { records: std::mem::take(&mut records), consumed: Vec::new() };
+            bytes = 0;
+            if !commit(writer, transaction, stop).await? {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
+}
+
+fn keyed(key: String, value: Option<Bytes>) -> NewRecord {
+    NewRecord { key: Some(Bytes::from(key)), value, ..NewRecord::default() }
 }
 
 pub(super) fn transaction(
@@ -63,10 +97,10 @@ pub(super) fn transaction(
     records.extend(kept.map(|(topic, record)| (topic.clone(), 0, record.clone())));
     let value = serde_json::to_vec(&closed.checkpoint)
         .map_err(|error| Failure::Stop(format!("the checkpoint cannot be written: {error}")))?;
-    let saved = closed.saved.iter().map(|saved| (saved.key.clone(), saved.value.clone()));
-    for (key, value) in saved.chain([(query.name.clone(), Some(value))]) {
-        records.push((TOPIC_CHECKPOINTS.to_owned(), 0, NewRecord::keyed(key, value)));
+    for saved in closed.saved.iter().filter(|saved| !saved.goes_ahead()) {
+        records.push((TOPIC_CHECKPOINTS.to_owned(), 0, keyed(saved.key.clone(), saved.value()?)));
     }
+    records.push((TOPIC_CHECKPOINTS.to_owned(), 0, keyed(query.name.clone(), Some(value.into()))));
     Ok(Transaction { records, consumed: group::consumed(query, &closed.checkpoint) })
 }
 

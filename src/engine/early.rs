@@ -3,14 +3,15 @@
 //! When a sink wants them (`emit_every`), every partition tells what its open panes hold and goes on holding it
 //! ([`OpenPane`]); with what the query holds of panes that are over, that makes the open windows. Nothing is closed by it:
 //! watermark, positions and figures are what they would be without. A window in which no row has come since it was last
-//! told is not told again.
+//! told is not told again, and one of which something was put aside is told when it is over: it would have to be read
+//! from disk at every tick.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use datafusion::common::Result;
 
 use super::aggregate::Partial;
-use super::closed::ClosedRows;
+use super::closed::{ClosedRows, WindowRows};
 use super::closing::ClosedWindow;
 use super::compile::{CompiledCut, CompiledQuery};
 use super::groups::Scratch;
@@ -26,7 +27,8 @@ pub struct OpenPane {
     pub(crate) cut: usize,
     pub(crate) start: i64,
     pub(crate) rows: u64,
-    pub(crate) partial: Partial,
+    /// `None` where some of it is put aside.
+    pub(crate) partial: Option<Partial>,
 }
 
 /// Which open windows are to be told.
@@ -59,6 +61,7 @@ struct OpenCut<'a> {
 struct OpenRows {
     rows: u64,
     partials: Vec<Partial>,
+    is_aside: bool,
 }
 
 impl Early {
@@ -133,7 +136,8 @@ impl<'a> OpenCut<'a> {
     fn add(&mut self, pane: OpenPane) {
         let open = self.open.entry(pane.start).or_default();
         open.rows += pane.rows;
-        open.partials.push(pane.partial);
+        open.is_aside |= pane.partial.is_none();
+        open.partials.extend(pane.partial);
     }
 
     /// The open windows that end first and have rows.
@@ -154,12 +158,18 @@ impl<'a> OpenCut<'a> {
             let window = Window { start: end.saturating_sub(self.panes.width_ns()), end };
             let open = self.open.range(window.start..window.end).map(|(_, open)| open.rows);
             let rows = open.sum::<u64>() + self.held.map_or(0, |held| held.rows_in(window));
-            if rows > 0 {
+            if rows > 0 && !self.is_aside(window) {
                 found.insert(window, rows);
             }
             after = end;
         }
         found
+    }
+
+    /// Whether something of a window is put aside.
+    fn is_aside(&self, window: Window) -> bool {
+        let mut open = self.open.range(window.start..window.end);
+        open.any(|(_, open)| open.is_aside) || self.held.is_some_and(|held| held.is_aside(window))
     }
 
     /// The rows of those of its windows that are wanted, as if they were closed now.
@@ -170,7 +180,7 @@ impl<'a> OpenCut<'a> {
             let open = self.open.range(window.start..window.end).flat_map(|(_, open)| &open.partials);
             let aggregation = &self.compiled.aggregation;
             if let Some(sum) = Partial::sum(aggregation, held.chain(open), scratch)? {
-                closed.push(*window, sum.into_result(aggregation, *window)?);
+                closed.push(*window, WindowRows::Whole(sum.into_result(aggregation, *window)?));
             }
         }
         Ok(closed)

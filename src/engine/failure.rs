@@ -1,5 +1,7 @@
 //! Why a run of a query ended, by what is to be done.
 
+use datafusion::error::DataFusionError;
+
 use crate::log::LogError;
 
 /// Why a run of a query ended, by what is to be done.
@@ -26,8 +28,12 @@ impl From<LogError> for Failure {
     }
 }
 
-impl From<datafusion::error::DataFusionError> for Failure {
-    fn from(error: datafusion::error::DataFusionError) -> Self {
-        Self::Stop(error.to_string())
+impl From<DataFusionError> for Failure {
+    fn from(error: DataFusionError) -> Self {
+        // What the engine says itself has nothing to be introduced by.
+        match error.find_root() {
+            DataFusionError::External(own) => Self::Stop(own.to_string()),
+            _ => Self::Stop(error.to_string()),
+        }
     }
 }

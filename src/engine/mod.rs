@@ -50,6 +50,7 @@ mod outside;
 pub mod partition;
 pub(crate) mod planned;
 mod reading;
+mod restoring;
 mod ring;
 pub mod routes;
 mod run;
@@ -65,6 +66,7 @@ mod sliding;
 mod slot;
 mod snapshot;
 mod sorted;
+pub mod spill;
 pub mod statics;
 mod steps;
 mod tail;
@@ -108,11 +110,17 @@ pub struct Settings {
     pub idle_ms: Option<u64>,
     /// How many partitions are worked on at the same time. Default: the number of cores.
     pub workers: Option<usize>,
-    /// The most groups a query may hold in open windows; reaching it stops that query loudly.
+    /// The most groups a query may hold in the memory of open windows.
     pub max_groups: u64,
-    /// The most bytes a query may hold in open windows; reaching it stops that query loudly. Default: a quarter of the
-    /// machine's memory, or of the container's.
+    /// The most bytes a query may hold in the memory of open windows. Default: a quarter of the machine's memory, or of
+    /// the container's.
     pub max_state_bytes: Option<u64>,
+    /// What happens at either.
+    pub on_full: OnFull,
+    /// The most bytes that a query may have on disk when windows spill; reaching it stops that query loudly.
+    pub max_spill_bytes: u64,
+    /// The folder for that. Default: `spill` in the data directory, or on Kafka the system's folder for temporary files.
+    pub spill_dir: Option<PathBuf>,
     /// How far a row may be dated after its record's timestamp, in milliseconds.
     pub future_tolerance_ms: u64,
 }
@@ -124,9 +132,31 @@ impl Default for Settings {
             workers: None,
             max_groups: 1_000_000,
             max_state_bytes: None,
+            on_full: OnFull::Fail,
+            max_spill_bytes: 16 << 30,
+            spill_dir: None,
             future_tolerance_ms: 5_000,
         }
     }
+}
+
+impl Settings {
+    /// Where windows spill, and at most how much; nowhere when a query stops instead.
+    fn spill(&self) -> Option<(PathBuf, u64)> {
+        let dir = || self.spill_dir.clone().unwrap_or_else(std::env::temp_dir);
+        (self.on_full == OnFull::Spill).then(|| (dir(), self.max_spill_bytes))
+    }
+}
+
+/// What a query does when it holds as much as it may.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnFull {
+    /// It stops loudly, its state kept.
+    #[default]
+    Fail,
+    /// It puts open windows on disk and goes on.
+    Spill,
 }
 
 /// Where the program is, and how its topics are made.
@@ -160,6 +190,9 @@ pub enum EngineError {
     /// The folder cannot be read.
     #[error("{0}")]
     Folder(std::io::Error),
+    /// Open windows could not be put aside.
+    #[error("{0}")]
+    Spill(#[from] spill::ShelfError),
     /// The log does not take the program.
     #[error("the log: {0}")]
     Log(#[from] LogError),
@@ -214,6 +247,10 @@ impl Engine {
             _ => follow::without_rolled_back(&before, &seen),
         };
         let planned = plan(&place, files).await.map_err(EngineError::Refused)?;
+        if let Some((dir, limit)) = settings.spill() {
+            // Before anything is counted, not when the first window is too large.
+            spill::Disk::new(&dir, limit)?;
+        }
         log.create_topics(&edit::topics(&planned, &place)).await?;
         let view = program::store(log.as_ref(), &planned.view(), clock::wall_ns()).await?;
         let (failures, failed) = mpsc::channel(FAILURES);

@@ -62,13 +62,15 @@ async fn read_once(
             let pushed = run.take(index, records, &decoded, chunk.read_ms)?;
             drop(permit);
             tell(run, lane, records, &pushed)?;
+            run.keep_within(shared.bounds)?;
             place += pushed.taken;
             tokio::task::yield_now().await;
         }
     }
     let topic = &run.query.sources[lane.source].table.topic;
     let proof = stretch.complete_until_ms.filter(|until_ms| shared.fed.is_complete(topic, *until_ms));
-    shared.bounds.check(run.read_to(index, stretch.next, proof))
+    run.read_to(index, stretch.next, proof);
+    Ok(())
 }
 
 /// Of the records that cannot be decoded.
@@ -97,6 +99,8 @@ pub(super) async fn observe_lag(shared: &Shared, run: &Run, stop: &CancellationT
         if let Ok(ranges) = ranges(shared.log.as_ref(), &run.query).await {
             let gauge = metrics::gauge!("emostream_engine_lag_records", "query" => run.query.name.clone());
             gauge.set(run.lag(&ranges) as f64);
+            let gauge = metrics::gauge!("emostream_engine_spilled_bytes", "query" => run.query.name.clone());
+            gauge.set(run.spilled_bytes() as f64);
             if let Some(topic) = run.has_grown(&ranges) {
                 return Err(Failure::Renew(format!("{topic} has more partitions")));
             }

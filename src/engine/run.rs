@@ -8,10 +8,12 @@ use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use datafusion::error::DataFusionError;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::bounds::Size;
+use super::bounds::{Bounds, Size};
 use super::closing::{self, Closed, Closer, Start, total};
 use super::compile::CompiledQuery;
 use super::decode::Decoded;
@@ -19,6 +21,7 @@ use super::early::{Look, cuts_of};
 use super::failure::Failure;
 use super::partition::{Partition, Pushed, TimeRules};
 use super::seldom::Seldom;
+use super::spill::Spill;
 use super::watermark;
 use crate::log::{PartitionRange, Record, failpoint};
 use crate::reaction::checkpoint::{Gap, Position};
@@ -60,6 +63,8 @@ pub(super) struct Run {
     pub(super) earlier: Notify,
     /// What the closer holds.
     held: HeldHere,
+    /// Where windows are put aside.
+    spill: Option<Arc<Spill>>,
 }
 
 /// One partition, and what others may know of it without waiting for it.
@@ -100,6 +105,8 @@ struct Closing {
     committed: u64,
     /// By output: rows accepted in this run when its open windows were looked at last.
     looked_at: BTreeMap<usize, u64>,
+    /// Why less is held than was taken in, so that nothing may be committed any more.
+    lost: Option<String>,
 }
 
 /// What the last commit covered.
@@ -123,6 +130,7 @@ impl Run {
         rules: TimeRules,
         start: &Start,
         hold_until_ms: i64,
+        spill: Option<Arc<Spill>>,
     ) -> Result<Self, Failure> {
         let lanes = start.lanes.iter().map(|place| {
             let partition = Partition::new(Arc::clone(&query), *place, rules, start)?;
@@ -146,7 +154,9 @@ impl Run {
                 closer,
                 stop_at: None,
                 looked_at: BTreeMap::new(),
+                lost: None,
             }),
+            spill,
             gap: start.gap,
             query,
             hold_until_ms,
@@ -165,12 +175,67 @@ impl Run {
         decoded: &Decoded,
         read_ms: i64,
     ) -> Result<Pushed, Failure> {
-        Ok(lock(&self.lanes[index].partition).take(records, decoded, read_ms)?)
+        let lane = &self.lanes[index];
+        let mut partition = lock(&lane.partition);
+        let pushed = partition.take(records, decoded, read_ms)?;
+        lane.held.store(partition.size());
+        Ok(pushed)
     }
 
-    /// A read of one partition is done: it went up to `next`, and proved the end or not. Returns what all partitions hold
-    /// in open windows.
-    pub(super) fn read_to(&self, index: usize, next: i64, complete_until_ms: Option<i64>) -> Size {
+    /// What all partitions and the closer hold in the memory of open windows.
+    fn in_memory(&self) -> Size {
+        self.lanes.iter().map(|lane| lane.held.load()).sum::<Size>() + self.held.load()
+    }
+
+    /// Sees to it that no more is held than may be: puts windows aside, or says why the query stops.
+    pub(super) fn keep_within(&self, bounds: Bounds) -> Result<(), Failure> {
+        let Some(excess) = bounds.exceeded_by(self.in_memory()) else { return Ok(()) };
+        let Some(spill) = &self.spill else { return Err(excess.stop()) };
+        blocking(|| {
+            // Whoever finds windows closing waits for that: then there may be room.
+            let mut closing = lock(&self.closing);
+            if closing.lost.is_some() || bounds.exceeded_by(self.in_memory()).is_none() {
+                return Ok(());
+            }
+            self.put_aside(&mut closing, spill).map_err(|error| {
+                let failure = Failure::from(error);
+                if let Failure::Stop(reason) = &failure {
+                    closing.lost = Some(reason.clone());
+                }
+                failure
+            })?;
+            let bytes = spill.used();
+            tracing::debug!(query = self.query.name, bytes, "open windows are put on disk");
+            bounds.exceeded_by(self.in_memory()).map_or(Ok(()), |excess| Err(excess.stop_although_spilled()))
+        })
+    }
+
+    fn put_aside(&self, closing: &mut Closing, spill: &Arc<Spill>) -> Result<(), DataFusionError> {
+        for lane in &self.lanes {
+            let mut partition = lock(&lane.partition);
+            partition.spill(spill)?;
+            lane.held.store(partition.size());
+        }
+        closing.closer.spill(spill)?;
+        self.held.store(closing.closer.size());
+        Ok(())
+    }
+
+    /// How many bytes of open windows are on disk.
+    pub(super) fn spilled_bytes(&self) -> u64 {
+        self.spill.as_ref().map_or(0, |spill| spill.used())
+    }
+
+    /// What is on disk is not needed any more: the run is over.
+    pub(super) fn forget_spilled(&self) {
+        if let Some(spill) = &self.spill {
+            lock(&self.closing).lost.get_or_insert_with(|| "the run of the query is over".to_owned());
+            spill.clear();
+        }
+    }
+
+    /// A read of one partition is done: it went up to `next`, and proved the end or not.
+    pub(super) fn read_to(&self, index: usize, next: i64, complete_until_ms: Option<i64>) {
         let lane = &self.lanes[index];
         let earliest_end = {
             let mut partition = lock(&lane.partition);
@@ -182,14 +247,12 @@ impl Run {
             lane.watermark.store(partition.watermark().unwrap_or(NONE), Ordering::Release);
             lane.accepted.store(partition.account().accepted, Ordering::Relaxed);
             lane.pending.store(partition.pending(), Ordering::Relaxed);
-            lane.held.store(partition.size());
             partition.earliest_end()
         };
         if let Some(end) = earliest_end {
             self.wake_by(end);
         }
         self.progress.notify_one();
-        self.lanes.iter().map(|lane| lane.held.load()).sum::<Size>() + self.held.load()
     }
 
     /// Whether everything that was accounted before the start has been read again.
@@ -216,8 +279,19 @@ impl Run {
     /// Closes what is over, and looks at what is open for these outputs, whose sinks want early results now. `None` when
     /// there is nothing to commit.
     pub(super) fn close(&self, committed: &Committed, early: &[usize]) -> Result<Option<Closed>, Failure> {
+        if self.spilled_bytes() == 0 {
+            self.close_now(committed, early)
+        } else {
+            blocking(|| self.close_now(committed, early))
+        }
+    }
+
+    fn close_now(&self, committed: &Committed, early: &[usize]) -> Result<Option<Closed>, Failure> {
         let boundary = self.watermark().and_then(|ns| self.query.boundary_at_or_before(ns));
         let mut closing = lock(&self.closing);
+        if let Some(reason) = &closing.lost {
+            return Err(Failure::Stop(reason.clone()));
+        }
         let stops = closing.stop_at.is_some() && boundary >= closing.stop_at;
         let boundary = if stops { closing.stop_at } else { boundary };
         let is_over = boundary > closing.closer.emitted();
@@ -345,6 +419,14 @@ impl Run {
         let ahead = u64::try_from(ahead_ns).map_or(Duration::ZERO, Duration::from_nanos);
         // Proofs are in whole milliseconds: one more, so that the first look after the end succeeds.
         (ahead.saturating_add(Duration::from_millis(1))).clamp(PROOF_WAIT, IDLE_WAIT)
+    }
+}
+
+/// Work that may take long: the thread's other tasks go elsewhere meanwhile, where there are several threads.
+fn blocking<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
     }
 }
 

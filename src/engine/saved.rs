@@ -4,28 +4,64 @@
 //! handed over too; when more has been added than is open, one record set of all open ones replaces those before.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use bytes::Bytes;
 use datafusion::common::{Result, exec_err};
 
 use super::compile::CompiledQuery;
 use super::session::SessionRows;
-use super::snapshot::Chunk;
+use super::sliding::Unsaved;
+use super::snapshot::{Chunk, fitting};
+use super::spill::Piece;
 
-/// A record of the checkpoints topic; without a value it removes the key.
+/// A record of the checkpoints topic.
 #[derive(Clone, Debug)]
 pub struct SavedRecord {
     /// See the module `snapshot`.
     pub key: String,
-    /// An Arrow IPC stream.
-    pub value: Option<Vec<u8>>,
+    state: SavedState,
+}
+
+#[derive(Clone, Debug)]
+enum SavedState {
+    /// The key is removed.
+    Gone,
+    Here(Bytes),
+    /// One of the values of what was put aside.
+    Aside(Arc<Piece>, usize),
+}
+
+impl SavedRecord {
+    /// An Arrow IPC stream; without one the key is removed.
+    ///
+    /// # Errors
+    /// When what was put aside cannot be read, or fits no record.
+    pub fn value(&self) -> Result<Option<Bytes>> {
+        match &self.state {
+            SavedState::Gone => Ok(None),
+            SavedState::Here(value) => Ok(Some(value.clone())),
+            SavedState::Aside(piece, place) => Ok(Some(fitting(piece.value(*place)?)?.into())),
+        }
+    }
+
+    /// Whether it goes ahead of the commit that it belongs to, with as many others as one transaction can hold. As long as
+    /// no checkpoint counts it, it does not exist.
+    pub fn goes_ahead(&self) -> bool {
+        matches!(self.state, SavedState::Aside(..))
+    }
+}
+
+/// A record that the checkpoint counts.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SavedKey {
+    pub(crate) cut: usize,
+    number: u64,
+    /// Its key in the checkpoints topic.
+    pub key: String,
 }
 
 /// A state read back.
-pub(crate) struct Restored {
-    pub(crate) cut: usize,
-    pub(crate) state: State,
-}
-
 pub(crate) enum State {
     Pane(Chunk),
     Sessions(SessionRows),
@@ -78,7 +114,7 @@ impl Saved {
     }
 
     /// Saves panes; forgets those before `first_open`.
-    pub(crate) fn panes(&mut self, cut: usize, fresh: Vec<Chunk>, first_open: Option<i64>) -> Result<()> {
+    pub(crate) fn panes(&mut self, cut: usize, fresh: Vec<Unsaved>, first_open: Option<i64>) -> Result<()> {
         if !self.cuts[cut].is_saved {
             return Ok(());
         }
@@ -88,9 +124,16 @@ impl Saved {
         for number in over {
             self.remove(cut, number);
         }
-        for chunk in fresh.iter().filter(|chunk| chunk.start >= first_open) {
-            for value in chunk.encode()? {
-                self.write(cut, chunk.start, value);
+        for unsaved in fresh.iter().filter(|unsaved| unsaved.start() >= first_open) {
+            match unsaved {
+                Unsaved::Chunk(chunk) => {
+                    let values = chunk.encode()?.into_iter();
+                    values.for_each(|value| self.write(cut, chunk.start, SavedState::Here(value.into())));
+                }
+                Unsaved::Piece(start, piece) => {
+                    let values = (0..piece.values()).map(|place| SavedState::Aside(Arc::clone(piece), place));
+                    values.for_each(|value| self.write(cut, *start, value));
+                }
             }
         }
         Ok(())
@@ -117,7 +160,7 @@ impl Saved {
             if replace { all.into_iter().collect() } else { fresh.iter().collect() };
         for rows in written {
             for value in rows.encode()? {
-                self.write(cut, 0, value);
+                self.write(cut, 0, SavedState::Here(value.into()));
             }
         }
         Ok(())
@@ -127,60 +170,56 @@ impl Saved {
         format!("{}/{cut}/{number}", self.prefix)
     }
 
-    fn write(&mut self, cut: usize, start: i64, value: Vec<u8>) {
+    fn write(&mut self, cut: usize, start: i64, state: SavedState) {
         let of_cut = &mut self.cuts[cut];
         let number = of_cut.next;
         of_cut.next += 1;
         of_cut.live.insert(number, start);
         let key = self.key(cut, number);
-        self.changes.push(SavedRecord { key, value: Some(value) });
+        self.changes.push(SavedRecord { key, state });
     }
 
     fn remove(&mut self, cut: usize, number: u64) {
         self.cuts[cut].live.remove(&number);
         let key = self.key(cut, number);
-        self.changes.push(SavedRecord { key, value: None });
+        self.changes.push(SavedRecord { key, state: SavedState::Gone });
     }
 
-    /// Reads back what belongs to the checkpoint, which names how many records each cut has. What another plan of the
-    /// query left is removed with the next changes.
-    pub(crate) fn restore<'r>(
+    /// Finds what belongs to the checkpoint, which names how many records each cut has: those with the lowest numbers.
+    /// What another plan of the query left is removed with the next changes, and so is what went ahead of a commit that did
+    /// not come.
+    pub(crate) fn find<'k>(
         &mut self,
         query: &CompiledQuery,
         counts: &[u64],
-        records: impl IntoIterator<Item = (&'r [u8], &'r [u8])>,
-    ) -> Result<Vec<Restored>> {
+        keys: impl IntoIterator<Item = &'k [u8]>,
+    ) -> Result<Vec<SavedKey>> {
         let own = format!("{}/", query.name);
         let mut found = Vec::new();
-        for (key, value) in records {
+        for key in keys {
             let Some(key) = std::str::from_utf8(key).ok().filter(|key| key.starts_with(&own)) else {
                 continue;
             };
             let place = key.strip_prefix(&self.prefix).and_then(place_of);
-            let Some((cut, number)) =
-                place.filter(|(cut, _)| counts.get(*cut).is_some_and(|count| *count > 0))
-            else {
-                self.changes.push(SavedRecord { key: key.to_owned(), value: None });
-                continue;
-            };
-            let compiled = &query.cuts[cut];
-            let (start, state) = match compiled.panes {
-                Some(_) => {
-                    let chunk = Chunk::decode(value, &compiled.shape)?;
-                    (chunk.start, State::Pane(chunk))
-                }
-                None => (0, State::Sessions(SessionRows::decode(value, &compiled.shape)?)),
-            };
-            let of_cut = &mut self.cuts[cut];
-            if let State::Sessions(rows) = &state {
-                of_cut.added += rows.spans.len();
+            match place.filter(|(cut, _)| *cut < self.cuts.len()) {
+                Some((cut, number)) => found.push(SavedKey { cut, number, key: key.to_owned() }),
+                None => self.changes.push(SavedRecord { key: key.to_owned(), state: SavedState::Gone }),
             }
-            of_cut.live.insert(number, start);
-            of_cut.next = of_cut.next.max(number + 1);
-            found.push(Restored { cut, state });
         }
+        found.sort_unstable();
+        let mut there = vec![0; self.cuts.len()];
+        found.retain(|SavedKey { cut, number, key }| {
+            self.cuts[*cut].next = number + 1;
+            let belongs = there[*cut] < counts.get(*cut).copied().unwrap_or_default();
+            if belongs {
+                there[*cut] += 1;
+            } else {
+                self.changes.push(SavedRecord { key: key.clone(), state: SavedState::Gone });
+            }
+            belongs
+        });
         for (cut, expected) in counts.iter().enumerate() {
-            let there = self.cuts.get(cut).map_or(0, |of_cut| of_cut.live.len() as u64);
+            let there = there.get(cut).copied().unwrap_or_default();
             if there != *expected {
                 return exec_err!(
                     "the saved state of {} has {there} records where its checkpoint names {expected}",
@@ -189,6 +228,24 @@ impl Saved {
             }
         }
         Ok(found)
+    }
+
+    /// Reads one of them back.
+    pub(crate) fn restore(&mut self, query: &CompiledQuery, key: &SavedKey, value: &[u8]) -> Result<State> {
+        let compiled = &query.cuts[key.cut];
+        let (start, state) = match compiled.panes {
+            Some(_) => {
+                let chunk = Chunk::decode(value, &compiled.shape)?;
+                (chunk.start, State::Pane(chunk))
+            }
+            None => (0, State::Sessions(SessionRows::decode(value, &compiled.shape)?)),
+        };
+        let of_cut = &mut self.cuts[key.cut];
+        if let State::Sessions(rows) = &state {
+            of_cut.added += rows.spans.len();
+        }
+        of_cut.live.insert(key.number, start);
+        Ok(state)
     }
 }
 

@@ -13,7 +13,7 @@ use datafusion::common::Result;
 
 use super::aggregate::{Accumulators, Aggregation, Arguments, Partial, result};
 use super::bounds::Size;
-use super::closed::ClosedRows;
+use super::closed::{ClosedRows, WindowRows};
 use super::expression::{RowExpr, Rows};
 use super::groups::{Groups, Scratch};
 use super::session_switch::SessionSwitch;
@@ -288,7 +288,7 @@ impl Sessions {
         let batch = result(&self.aggregation, partial.keys, bounds, accumulators.into_results()?)?;
         let mut from = 0;
         for same in windows.chunk_by(|a, b| a == b) {
-            closed.push(same[0], batch.slice(from, same.len()));
+            closed.push(same[0], WindowRows::Whole(batch.slice(from, same.len())));
             from += same.len();
         }
         Ok(())
@@ -340,18 +340,10 @@ impl Sessions {
 impl SessionRows {
     /// The rows at these places.
     fn taken(&self, places: &[u32]) -> Result<Self> {
-        let indices = UInt32Array::from(places.to_vec());
-        let taken = |arrays: &[ArrayRef]| -> Result<Vec<ArrayRef>> {
-            arrays.iter().map(|array| Ok(take(array, &indices, None)?)).collect()
-        };
         Ok(Self {
             spans: places.iter().map(|&place| self.spans[place as usize]).collect(),
             rows: places.iter().map(|&place| self.rows[place as usize]).collect(),
-            partial: Partial {
-                groups: places.len(),
-                keys: taken(&self.partial.keys)?,
-                states: self.partial.states.iter().map(|state| taken(state)).collect::<Result<_>>()?,
-            },
+            partial: self.partial.taken(places)?,
         })
     }
 

@@ -1,5 +1,6 @@
 //! What all queries of the process share: the log, the lease, the rules of time, the bounds.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
@@ -7,8 +8,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::Settings;
 use super::bounds::Bounds;
+use super::failure::Failure;
 use super::feed::Fed;
 use super::partition::TimeRules;
+use super::spill::{Disk, Spill};
 use super::tail::{self, Tails};
 use crate::log::{Lease, Log};
 
@@ -23,6 +26,8 @@ pub(super) struct Shared {
     pub(super) fenced: CancellationToken,
     /// Of each query.
     pub(super) bounds: Bounds,
+    /// Where it puts aside what is more, and at most how much; nowhere when it stops then.
+    pub(super) spill: Option<(PathBuf, u64)>,
     pub(super) rules: TimeRules,
     /// As many partitions are worked on at the same time.
     pub(super) workers: Semaphore,
@@ -41,6 +46,7 @@ impl Shared {
                 idle_ms: i64::try_from(idle_ms).unwrap_or(i64::MAX),
             },
             bounds: Bounds::new(settings),
+            spill: settings.spill(),
             workers: Semaphore::new(settings.workers.unwrap_or(cores).max(1)),
             tails: Tails::new(Arc::clone(&log), tail::LIMITS),
             lease,
@@ -48,6 +54,13 @@ impl Shared {
             fed: Fed::default(),
             log,
         }
+    }
+
+    /// What a run of a query puts aside in, if it does.
+    pub(super) fn spill(&self) -> Result<Option<Arc<Spill>>, Failure> {
+        let Some((dir, limit)) = &self.spill else { return Ok(None) };
+        let disk = Disk::new(dir, *limit).map_err(|error| Failure::Stop(error.to_string()))?;
+        Ok(Some(Arc::new(Spill::new(Arc::new(disk), self.bounds.bytes())?)))
     }
 
     /// Whether this process may fence, as far as it can know.

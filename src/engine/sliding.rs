@@ -10,17 +10,21 @@
 //! A window of n panes is the sum of two partial aggregates, not of n ("two stacks", known from queues with a running
 //! minimum): when the front is used up, the panes behind the line become the new front, each once. A row that comes for
 //! a pane already over, while a window of it is open, is kept beside as a correction.
+//!
+//! What was put aside is beside all this: a window is the sum of what is in memory and of the pieces of its panes. Sums of
+//! the front are put aside as they are, because the panes in them are not known apart any more.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use datafusion::common::Result;
+use datafusion::common::{DataFusionError, Result};
 
 use super::aggregate::{Accumulation, Aggregation, Pane, Partial};
 use super::bounds::Size;
-use super::closed::ClosedRows;
+use super::closed::{ClosedRows, WindowRows};
 use super::groups::Scratch;
 use super::snapshot::Chunk;
+use super::spill::{Piece, Spill};
 use super::window::Panes;
 use crate::reaction::time::Window;
 
@@ -39,8 +43,51 @@ pub(crate) struct SlidingWindows {
     back_end: i64,
     /// By pane start: rows that came after the front was built.
     corrections: BTreeMap<i64, Partial>,
+    aside: Aside,
     /// What was taken in since the last save; only where panes are saved.
-    unsaved: Vec<Chunk>,
+    unsaved: Vec<Unsaved>,
+}
+
+/// What was put aside of panes that are over.
+#[derive(Default)]
+struct Aside {
+    /// By start of the first pane: sums up to where the line was. A front that is built later begins behind all of them.
+    front: BTreeMap<i64, Arc<Piece>>,
+    /// By start.
+    panes: BTreeMap<i64, Vec<Arc<Piece>>>,
+}
+
+impl Aside {
+    fn of(&self, window: Window) -> Vec<Arc<Piece>> {
+        let front = self.front.range(window.start..window.end).next().map(|(_, sum)| sum);
+        let panes = self.panes.range(window.start..window.end).flat_map(|(_, pieces)| pieces);
+        front.into_iter().chain(panes).map(Arc::clone).collect()
+    }
+
+    fn add(&mut self, start: i64, piece: Arc<Piece>) {
+        self.panes.entry(start).or_default().push(piece);
+    }
+
+    fn forget_before(&mut self, first_open: i64) {
+        self.front = self.front.split_off(&first_open);
+        self.panes = self.panes.split_off(&first_open);
+    }
+}
+
+/// More of a pane, to be saved.
+pub(crate) enum Unsaved {
+    Chunk(Chunk),
+    /// The pane's start, and what was put aside of it.
+    Piece(i64, Arc<Piece>),
+}
+
+impl Unsaved {
+    pub(crate) fn start(&self) -> i64 {
+        match self {
+            Self::Chunk(chunk) => chunk.start,
+            Self::Piece(start, _) => *start,
+        }
+    }
 }
 
 /// One pane that is over.
@@ -64,11 +111,12 @@ impl SlidingWindows {
             back: None,
             back_end: i64::MIN,
             corrections: BTreeMap::new(),
+            aside: Aside::default(),
             unsaved: Vec::new(),
         }
     }
 
-    /// How much is held.
+    /// How much is held in memory.
     pub(crate) fn size(&self) -> Size {
         let held = self.held.values().filter_map(|held| held.partial.as_ref());
         let sums = self.front.values().chain(&self.back).chain(self.corrections.values());
@@ -95,7 +143,12 @@ impl SlidingWindows {
         self.held.range(window.start..window.end).map(|(_, held)| held.rows).sum()
     }
 
-    /// What is held of an open window, in parts.
+    /// Whether something of a window is put aside.
+    pub(crate) fn is_aside(&self, window: Window) -> bool {
+        !self.aside.of(window).is_empty()
+    }
+
+    /// What is in memory of an open window, in parts.
     pub(crate) fn parts_of(&self, window: Window) -> impl Iterator<Item = &Partial> {
         let over_the_line = self.line != i64::MIN && window.start <= self.line;
         let (sums, rest) = if over_the_line {
@@ -118,42 +171,75 @@ impl SlidingWindows {
 
     /// Takes in a pane that is over.
     pub(crate) fn add(&mut self, lane: usize, pane: Pane, scratch: &mut Scratch) -> Result<()> {
-        let (start, rows, first_offset) = (pane.window.start, pane.rows, pane.first_offset);
-        let partial = pane.accumulation.into_partial()?;
-        if self.panes.is_saved() {
-            self.unsaved.push(Chunk { start, rows, partial: partial.clone() });
-        }
+        let in_memory = pane.rows_in_memory();
+        let Pane { window: Window { start, .. }, rows, first_offset, pieces, accumulation } = pane;
         let held = self.held.entry(start).or_default();
+        held.rows += rows;
         if !self.panes.is_saved() {
             let first = held.first_offsets.entry(lane).or_insert(first_offset);
             *first = (*first).min(first_offset);
         }
-        self.take(start, rows, partial, scratch)
+        for piece in pieces {
+            if self.panes.is_saved() {
+                self.unsaved.push(Unsaved::Piece(start, Arc::clone(&piece)));
+            }
+            self.aside.add(start, piece);
+        }
+        let Some(partial) = accumulation.into_rest()? else { return Ok(()) };
+        if self.panes.is_saved() {
+            let chunk = Chunk { start, rows: in_memory, partial: partial.clone() };
+            self.unsaved.push(Unsaved::Chunk(chunk));
+        }
+        self.take(start, partial, scratch)
     }
 
     /// Takes in a pane as it was saved.
     pub(crate) fn restore(&mut self, chunk: Chunk, scratch: &mut Scratch) -> Result<()> {
-        self.take(chunk.start, chunk.rows, chunk.partial, scratch)
+        self.held.entry(chunk.start).or_default().rows += chunk.rows;
+        self.take(chunk.start, chunk.partial, scratch)
     }
 
     /// What has to be saved since the last call.
-    pub(crate) fn unsaved(&mut self) -> Vec<Chunk> {
+    pub(crate) fn unsaved(&mut self) -> Vec<Unsaved> {
         std::mem::take(&mut self.unsaved)
     }
 
-    fn take(&mut self, start: i64, rows: u64, partial: Partial, scratch: &mut Scratch) -> Result<()> {
+    fn take(&mut self, start: i64, partial: Partial, scratch: &mut Scratch) -> Result<()> {
         let aggregation = Arc::clone(&self.aggregation);
-        let held = self.held.entry(start).or_default();
-        held.rows += rows;
         if start < self.line {
             let known = self.corrections.remove(&start);
             self.corrections.insert(start, added(&aggregation, known, partial, scratch)?);
             return Ok(());
         }
-        let known = held.partial.take();
-        held.partial = Some(added(&aggregation, known, partial.clone(), scratch)?);
         if start < self.back_end {
-            self.back = Some(added(&aggregation, self.back.take(), partial, scratch)?);
+            self.back = Some(added(&aggregation, self.back.take(), partial.clone(), scratch)?);
+        }
+        if start >= self.back_end || !self.panes.is_tumbling() {
+            let held = self.held.entry(start).or_default();
+            held.partial = Some(added(&aggregation, held.partial.take(), partial, scratch)?);
+        }
+        Ok(())
+    }
+
+    /// Puts aside what is in memory.
+    pub(crate) fn spill(&mut self, spill: &Arc<Spill>) -> Result<()> {
+        let aside = |start: i64, partial: Partial| {
+            Ok::<_, DataFusionError>(Arc::new(Piece::new(Chunk { start, rows: 0, partial }, spill)?))
+        };
+        for (start, sum) in std::mem::take(&mut self.front) {
+            self.aside.front.insert(start, aside(start, sum)?);
+        }
+        for (start, partial) in std::mem::take(&mut self.corrections) {
+            self.aside.add(start, aside(start, partial)?);
+        }
+        // The panes of a hop's back are held one by one too.
+        if let Some(back) = self.back.take().filter(|_| self.panes.is_tumbling()) {
+            self.aside.add(self.line, aside(self.line, back)?);
+        }
+        for (start, held) in &mut self.held {
+            if let Some(partial) = held.partial.take() {
+                self.aside.add(*start, aside(*start, partial)?);
+            }
         }
         Ok(())
     }
@@ -176,8 +262,9 @@ impl SlidingWindows {
         }
         while let Some(end) = self.next_end(closed_to).filter(|end| *end <= to) {
             let window = Window { start: end - self.panes.width_ns(), end };
-            if let Some(sum) = self.window(window, scratch)? {
-                closed.push(window, sum.into_result(&self.aggregation, window)?);
+            let (sum, pieces) = (self.window(window, scratch)?, self.aside.of(window));
+            if let Some(rows) = WindowRows::new(&self.aggregation, window, pieces, sum)? {
+                closed.push(window, rows);
             }
             closed_to = end;
         }
@@ -187,7 +274,7 @@ impl SlidingWindows {
         Ok(counted)
     }
 
-    /// The sum of the panes of a window, each pane of which is over.
+    /// The sum of what is in memory of the panes of a window, each of which is over.
     fn window(&mut self, window: Window, scratch: &mut Scratch) -> Result<Option<Accumulation>> {
         let aggregation = Arc::clone(&self.aggregation);
         if self.line < window.start {
@@ -212,6 +299,10 @@ impl SlidingWindows {
         if parts.len() > usize::from(self.back.is_some()) {
             let sum = Partial::sum(&aggregation, parts, scratch)?;
             self.back = sum.map(Accumulation::into_partial).transpose()?;
+            if self.panes.is_tumbling() {
+                // No other window wants them.
+                self.held.range_mut(self.back_end..end).for_each(|(_, held)| held.partial = None);
+            }
         }
         self.back_end = end;
         Ok(())
@@ -246,8 +337,11 @@ impl SlidingWindows {
         let gone = std::mem::replace(&mut self.held, open);
         self.front = self.front.split_off(&first_open);
         self.corrections = self.corrections.split_off(&first_open);
+        self.aside.forget_before(first_open);
         if self.held.is_empty() {
             (self.back, self.line, self.back_end) = (None, i64::MIN, i64::MIN);
+        } else if self.panes.is_tumbling() && self.line < first_open {
+            (self.back, self.line, self.back_end) = (None, first_open, first_open);
         }
         gone.values().map(|held| held.rows).sum()
     }

@@ -6,6 +6,7 @@
 //! of the plan at and below the cut and of the DataFusion version, so that a state is never read by another plan.
 
 use std::io::Cursor;
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, UInt64Array};
@@ -28,9 +29,20 @@ pub(crate) struct Chunk {
 
 impl Chunk {
     pub(crate) fn encode(&self) -> Result<Vec<Vec<u8>>> {
+        let mut values = Vec::new();
+        self.encode_each(|_, value| {
+            values.push(fitting(value)?);
+            Ok(())
+        })?;
+        Ok(values)
+    }
+
+    /// Value by value, with the places of the groups in it. What one group has is in one value, whether that fits a record
+    /// or not.
+    pub(crate) fn encode_each(&self, each: impl FnMut(Range<usize>, Vec<u8>) -> Result<()>) -> Result<()> {
         let groups = self.partial.groups;
         let rows = (0..groups).map(|group| if group == 0 { self.rows } else { 0 }).collect();
-        encode(vec![self.start; groups], vec![self.start; groups], rows, &self.partial)
+        encode(vec![self.start; groups], vec![self.start; groups], rows, &self.partial, each)
     }
 
     pub(crate) fn decode(value: &[u8], shape: &Shape) -> Result<Self> {
@@ -43,7 +55,12 @@ impl Chunk {
 impl SessionRows {
     pub(crate) fn encode(&self) -> Result<Vec<Vec<u8>>> {
         let (first, last) = self.spans.iter().copied().unzip();
-        encode(first, last, self.rows.clone(), &self.partial)
+        let mut values = Vec::new();
+        encode(first, last, self.rows.clone(), &self.partial, |_, value| {
+            values.push(fitting(value)?);
+            Ok(())
+        })?;
+        Ok(values)
     }
 
     pub(crate) fn decode(value: &[u8], shape: &Shape) -> Result<Self> {
@@ -78,8 +95,22 @@ pub(crate) struct Shape {
     pub(crate) states: Vec<usize>,
 }
 
+/// A value that fits a record of the log.
+pub(crate) fn fitting(value: Vec<u8>) -> Result<Vec<u8>> {
+    if value.len() <= MAX_BYTES {
+        return Ok(value);
+    }
+    exec_err!("the state of one group has {} bytes; at most {MAX_BYTES} can be saved", value.len())
+}
+
 /// As few values as fit the log's records.
-fn encode(first: Vec<i64>, last: Vec<i64>, rows: Vec<u64>, partial: &Partial) -> Result<Vec<Vec<u8>>> {
+fn encode(
+    first: Vec<i64>,
+    last: Vec<i64>,
+    rows: Vec<u64>,
+    partial: &Partial,
+    mut each: impl FnMut(Range<usize>, Vec<u8>) -> Result<()>,
+) -> Result<()> {
     let mut columns: Vec<ArrayRef> = vec![
         Arc::new(Int64Array::from(first)),
         Arc::new(Int64Array::from(last)),
@@ -93,28 +124,23 @@ fn encode(first: Vec<i64>, last: Vec<i64>, rows: Vec<u64>, partial: &Partial) ->
         Field::new(name, column.data_type().clone(), true)
     });
     let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
-    let mut values = Vec::new();
-    split(&RecordBatch::try_new(schema, columns)?, &mut values)?;
-    Ok(values)
+    split(&RecordBatch::try_new(schema, columns)?, 0, &mut each)
 }
 
-fn split(batch: &RecordBatch, values: &mut Vec<Vec<u8>>) -> Result<()> {
+fn split(
+    batch: &RecordBatch,
+    from: usize,
+    each: &mut impl FnMut(Range<usize>, Vec<u8>) -> Result<()>,
+) -> Result<()> {
     let mut value = Vec::new();
     let mut writer = StreamWriter::try_new(&mut value, &batch.schema())?;
     writer.write(batch)?;
     writer.finish()?;
     drop(writer);
-    if value.len() <= MAX_BYTES {
-        values.push(value);
-        return Ok(());
-    }
     let rows = batch.num_rows();
-    if rows == 1 {
-        return exec_err!(
-            "the state of one group has {} bytes; at most {MAX_BYTES} can be saved",
-            value.len()
-        );
+    if value.len() <= MAX_BYTES || rows == 1 {
+        return each(from..from + rows, value);
     }
-    split(&batch.slice(0, rows / 2), values)?;
-    split(&batch.slice(rows / 2, rows - rows / 2), values)
+    split(&batch.slice(0, rows / 2), from, each)?;
+    split(&batch.slice(rows / 2, rows - rows / 2), from + rows / 2, each)
 }

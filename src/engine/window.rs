@@ -51,6 +51,11 @@ impl Panes {
         self.pane_ns == self.width_ns
     }
 
+    /// Whether a pane is part of one window only.
+    pub fn is_tumbling(self) -> bool {
+        self.slide_ns == self.width_ns
+    }
+
     /// Whether panes are saved with the checkpoint, because reading them again from the log would take too long.
     pub fn is_saved(self) -> bool {
         self.width_ns > REPLAYED_NS

@@ -16,14 +16,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::closing::{Closer, Start};
-use super::committing::{RETRY, commit, hold, observe, transaction, writer_id};
+use super::committing::{RETRY, commit, hold, observe, save_ahead, transaction, writer_id};
 use super::compile::CompiledQuery;
 use super::failure::Failure;
 use super::reading::{describe, observe_lag, ranges, read_partition};
 use super::run::{COMMIT_EVERY, Committed, Run};
 use super::shared::Shared;
 use super::ticks::Ticks;
-use super::{group, takeover};
+use super::{group, restoring, takeover};
 use crate::clock;
 use crate::log::{Log, LogError, Record, TOPIC_CHECKPOINTS, Writer};
 use crate::reaction::checkpoint::{Checkpoint, Gap};
@@ -77,6 +77,8 @@ pub struct QueryReport {
     pub last_error: Option<String>,
     /// Event time for which this version emitted nothing.
     pub gap: Option<Gap>,
+    /// How much of its open windows is on disk.
+    pub spilled_bytes: u64,
 }
 
 /// How far a version has come, for those who wait for it.
@@ -226,23 +228,35 @@ impl RunningQuery {
     /// Recovers, then runs until the token is cancelled or something fails.
     async fn run(&self, token: &CancellationToken) -> Result<(), Failure> {
         let (run, start, writer) = self.recover().await?;
+        let ended = self.run_from(&run, &start, writer, token).await;
+        run.forget_spilled();
+        ended
+    }
+
+    async fn run_from(
+        &self,
+        run: &Arc<Run>,
+        start: &Start,
+        writer: Box<dyn Writer>,
+        token: &CancellationToken,
+    ) -> Result<(), Failure> {
         {
             let mut status = lock(&self.status);
             if let Some(at) = status.stop_at {
                 run.stop_at(|_| Some(at));
             }
-            status.run = Some(Arc::clone(&run));
+            status.run = Some(Arc::clone(run));
         }
         let stop = token.child_token();
         let _stop_readers = stop.clone().drop_guard();
         let mut readers = tokio::task::JoinSet::new();
         for (index, lane) in start.lanes.iter().enumerate() {
-            let (shared, run, stop, lane) = (Arc::clone(&self.shared), Arc::clone(&run), stop.clone(), *lane);
+            let (shared, run, stop, lane) = (Arc::clone(&self.shared), Arc::clone(run), stop.clone(), *lane);
             readers.spawn(async move { read_partition(&shared, &run, index, lane, &stop).await });
         }
-        let (shared, observed, stopped) = (Arc::clone(&self.shared), Arc::clone(&run), stop.clone());
+        let (shared, observed, stopped) = (Arc::clone(&self.shared), Arc::clone(run), stop.clone());
         readers.spawn(async move { observe_lag(&shared, &observed, &stopped).await });
-        let committing = self.close_and_commit(&run, &start, writer, &stop);
+        let committing = self.close_and_commit(run, start, writer, &stop);
         tokio::pin!(committing);
         loop {
             tokio::select! {
@@ -269,7 +283,7 @@ impl RunningQuery {
             return Err(Failure::Fenced("this process does not hold the lease".to_owned()));
         }
         let writer = log.fence_with(&writer_id(&query.name), &query.client_configs()).await?;
-        let latest = log.latest(TOPIC_CHECKPOINTS).await?;
+        let latest = log.latest_of(TOPIC_CHECKPOINTS, query.name.as_bytes()).await?;
         let checkpoint = checkpoint_of(&latest, &query.name)?;
         let ranges = ranges(log.as_ref(), query).await?;
         let starts = group::starts(log.as_ref(), query, checkpoint.as_ref(), &ranges).await?;
@@ -289,11 +303,12 @@ impl RunningQuery {
             tracing::warn!(query = query.name, from, to, "the new version starts after a gap");
         }
         let mut closer = Closer::new(Arc::clone(query), self.version, &start);
-        let saved = latest.iter().filter_map(|(key, record)| Some((key.as_ref(), record.value.as_deref()?)));
-        closer.restore(&start, saved)?;
+        let (bounds, spill) = (self.shared.bounds, self.shared.spill()?);
+        restoring::restore(log.as_ref(), &mut closer, &start, &latest, bounds, spill.as_ref()).await?;
         let hold_ms = if log.is_shared() { SHARED_HOLD_MS + query.delay_ns() / NS_PER_MS } else { 0 };
         let rules = self.shared.rules;
-        let run = Run::new(Arc::clone(query), closer, rules, &start, clock::wall_ms() + hold_ms)?;
+        let hold_until_ms = clock::wall_ms() + hold_ms;
+        let run = Run::new(Arc::clone(query), closer, rules, &start, hold_until_ms, spill)?;
         Ok((Arc::new(run), start, writer))
     }
 
@@ -328,6 +343,9 @@ impl RunningQuery {
                     committed.rows = closed.checkpoint.figures.accepted - start.figures.accepted;
                     committed.positions = closed.checkpoint.sources.clone();
                     let transaction = transaction(&self.query, &closed, &sink_partitions)?;
+                    if !save_ahead(writer.as_mut(), &closed.saved, stop).await? {
+                        return Ok(());
+                    }
                     commit(writer.as_mut(), transaction, stop).await?;
                     run.committed(closed.checkpoint.figures.counted);
                     hold(self.shared.log.as_ref(), &self.query.name, &closed.checkpoint).await?;
@@ -359,7 +377,7 @@ impl RunningQuery {
         let ranges = ranges(self.shared.log.as_ref(), &self.query).await?;
         let run = lock(&self.status).run.clone();
         let mut figures = Figures::default();
-        let (mut lag_records, mut watermark, mut gap) = (0, None, None);
+        let (mut lag_records, mut watermark, mut gap, mut spilled_bytes) = (0, None, None, 0);
         if let Some(run) = run {
             if self.is_restored() {
                 let reached = run.reach(&ranges);
@@ -370,6 +388,7 @@ impl RunningQuery {
             figures = run.figures();
             watermark = run.watermark().map(format_rfc3339);
             gap = run.gap;
+            spilled_bytes = run.spilled_bytes();
         }
         let (state, last_error) = self.state();
         Ok(QueryReport {
@@ -382,13 +401,14 @@ impl RunningQuery {
             figures,
             last_error,
             gap,
+            spilled_bytes,
         })
     }
 }
 
 /// The query's newest committed checkpoint.
 pub(super) async fn read_checkpoint(log: &dyn Log, query: &str) -> Result<Option<Checkpoint>, Failure> {
-    checkpoint_of(&log.latest(TOPIC_CHECKPOINTS).await?, query)
+    checkpoint_of(&log.latest_of(TOPIC_CHECKPOINTS, query.as_bytes()).await?, query)
 }
 
 fn checkpoint_of(latest: &BTreeMap<Bytes, Record>, query: &str) -> Result<Option<Checkpoint>, Failure> {

@@ -52,6 +52,8 @@ pub const TOPIC_CHECKPOINTS: &str = "emostream.checkpoints";
 pub const TOPIC_LIVE: &str = "emostream.live";
 /// Heartbeats of clusters and subscribers. Compacted, one partition.
 pub const TOPIC_MEMBERS: &str = "emostream.members";
+/// Registered HTTP endpoints, where each is served and what it has. Compacted, one partition.
+pub const TOPIC_REGISTRATIONS: &str = "emostream.registrations";
 
 /// Records that could not be read, kept for inspection. One partition.
 pub const TOPIC_BAD: &str = "emostream.bad";
@@ -302,6 +304,14 @@ pub trait Log: Send + Sync + 'static {
     /// The newest committed record of every key of a compacted topic (without tombstones), including everything
     /// that was committed before the call.
     async fn latest(&self, topic: &str) -> Result<BTreeMap<Bytes, Record>, LogError>;
+
+    /// As [`Log::latest`], for who wants one key of a topic whose values may be more than fits: only the record of that key
+    /// has its value.
+    async fn latest_of(&self, topic: &str, key: &[u8]) -> Result<BTreeMap<Bytes, Record>, LogError> {
+        let mut latest = self.latest(topic).await?;
+        latest.iter_mut().filter(|(of, _)| *of != key).for_each(|(_, record)| record.value = None);
+        Ok(latest)
+    }
 
     /// Removes records below `offset` from a partition. Kafka may leave this to its retention.
     async fn trim(&self, topic: &str, partition: u32, offset: i64) -> Result<(), LogError>;

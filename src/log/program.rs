@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use super::{
     Log, LogError, NewRecord, Reader, Record, Retention, TOPIC_BAD, TOPIC_CHECKPOINTS, TOPIC_LIVE,
-    TOPIC_MEMBERS, TOPIC_PROGRAM, TopicSpec, Transaction, late_topic,
+    TOPIC_MEMBERS, TOPIC_PROGRAM, TOPIC_REGISTRATIONS, TopicSpec, Transaction, late_topic,
 };
 use crate::reaction::table::{LateRows, Table, TableKind};
 use crate::reaction::time::rfc3339;
@@ -110,6 +110,7 @@ pub fn system_topics() -> Vec<TopicSpec> {
         topic(TOPIC_PROGRAM, Retention::LatestPerKey),
         topic(TOPIC_CHECKPOINTS, Retention::LatestPerKey),
         topic(TOPIC_MEMBERS, Retention::LatestPerKey),
+        topic(TOPIC_REGISTRATIONS, Retention::LatestPerKey),
         topic(TOPIC_LIVE, Retention::Age(LIVE_RETENTION)),
         topic(TOPIC_BAD, Retention::Age(BAD_RETENTION)),
     ]

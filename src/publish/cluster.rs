@@ -31,7 +31,10 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 
 /// One region's copy.
 pub struct Cluster {
-    log: Arc<dyn Log>,
+    /// Holds the live topic.
+    center: Arc<dyn Log>,
+    /// Holds the cluster's own topic; often the same one.
+    region: Arc<dyn Log>,
     name: String,
     topic: String,
     copying: AtomicBool,
@@ -50,8 +53,13 @@ pub(super) fn topic_spec(cluster: &str) -> TopicSpec {
 impl Cluster {
     /// A cluster of that name (letters, digits, `.`, `_`, `-`); [`Cluster::run`] copies.
     pub fn new(log: Arc<dyn Log>, name: &str) -> Arc<Self> {
+        Self::between(Arc::clone(&log), log, name)
+    }
+
+    /// One that copies from the log `center` to another one.
+    pub fn between(center: Arc<dyn Log>, region: Arc<dyn Log>, name: &str) -> Arc<Self> {
         let copying = AtomicBool::new(false);
-        Arc::new(Self { log, name: name.to_owned(), topic: cluster_topic(name), copying })
+        Arc::new(Self { center, region, name: name.to_owned(), topic: cluster_topic(name), copying })
     }
 
     /// Its name.
@@ -85,9 +93,9 @@ impl Cluster {
 
     /// From finding the end of its topic to the first failure.
     async fn session(&self) -> Result<std::convert::Infallible, LogError> {
-        self.log.create_topics(&system_topics()).await?;
-        self.log.create_topics(&[topic_spec(&self.name)]).await?;
-        let last = last_record(self.log.as_ref(), &self.topic).await?;
+        self.center.create_topics(&system_topics()).await?;
+        self.region.create_topics(&[topic_spec(&self.name)]).await?;
+        let last = last_record(self.region.as_ref(), &self.topic).await?;
         let mut last = last.as_ref().and_then(Copied::of);
         let mut reader = self.reader(last.as_ref()).await?;
         self.copying.store(true, Ordering::Relaxed);
@@ -95,7 +103,7 @@ impl Cluster {
             let batch = match reader.read(READ_BYTES, READ_WAIT).await {
                 Err(LogError::OffsetGone { asked, start, .. }) => {
                     tracing::error!(cluster = %self.name, asked, start, "messages are lost: the live topic was trimmed");
-                    reader = self.log.reader(TOPIC_LIVE, 0, start).await?;
+                    reader = self.center.reader(TOPIC_LIVE, 0, start).await?;
                     continue;
                 }
                 other => other?,
@@ -112,7 +120,7 @@ impl Cluster {
 
     /// A reader that brings everything after the last copy.
     async fn reader(&self, last: Option<&Copied>) -> Result<Box<dyn Reader>, LogError> {
-        let log = self.log.as_ref();
+        let log = self.center.as_ref();
         let live = range(log, TOPIC_LIVE).await?;
         if let Some(last) = last.filter(|last| (live.start..live.end).contains(&last.offset)) {
             let mut reader = log.reader(TOPIC_LIVE, 0, last.offset).await?;
@@ -149,7 +157,7 @@ impl Cluster {
     async fn append(&self, copies: Vec<NewRecord>) -> Result<(), LogError> {
         let mut pause = RETRY.0;
         loop {
-            match self.log.append(&self.topic, 0, copies.clone()).await {
+            match self.region.append(&self.topic, 0, copies.clone()).await {
                 Err(LogError::Unavailable(error)) => {
                     tracing::warn!(cluster = %self.name, error, "messages wait for the log");
                     tokio::time::sleep(pause).await;

@@ -1,4 +1,5 @@
-//! The publisher's readers: every partition of every sink topic, read as soon as there is something to read.
+//! The publisher's readers: every partition of every sink topic, those that are added while it runs too, read as soon as
+//! there is something to read.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -18,6 +19,8 @@ const READ_BYTES: usize = 1 << 20;
 const READ_WAIT: Duration = Duration::from_secs(2);
 /// How often a sink's topic that does not exist yet is looked for, and a failed read is tried again.
 const RETRY: Duration = Duration::from_millis(250);
+/// How often to look whether a topic has more partitions.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// A partition being read.
 pub(super) struct Feed {
@@ -38,14 +41,31 @@ pub(super) struct Feed {
 pub(super) type Positions = BTreeMap<u32, i64>;
 
 enum Event {
-    Opened(Vec<Feed>),
+    Opened(Opened),
     Read(Feed, Result<ReadBatch, LogError>),
+}
+
+/// Partitions of a table that are read from now on.
+struct Opened {
+    table: Arc<Table>,
+    serial: u64,
+    feeds: Vec<Feed>,
+    /// How many the topic has.
+    partitions: usize,
+}
+
+/// A table that is read.
+struct Open {
+    table: Arc<Table>,
+    serial: u64,
+    /// How many partitions its topic has, as far as is known.
+    partitions: usize,
 }
 
 /// All feeds. Each is in one of two states: being read (a future here), or in its holder's hands.
 pub(super) struct Feeds {
     log: Arc<dyn Log>,
-    open: HashMap<String, (Arc<Table>, u64)>,
+    open: HashMap<String, Open>,
     next_serial: u64,
     running: FuturesUnordered<BoxFuture<'static, Event>>,
 }
@@ -67,20 +87,21 @@ impl Feeds {
         self.open.retain(|name, _| wanted.contains_key(name));
         for (name, table) in wanted {
             let known = self.open.get(&name);
-            if known.is_some_and(|(known, _)| **known == table) {
+            if known.is_some_and(|known| *known.table == table) {
                 continue;
             }
-            let same_topic = known.filter(|(known, _)| known.topic == table.topic).map(|(_, serial)| *serial);
-            let serial = same_topic.unwrap_or_else(|| {
+            let same_topic = known.filter(|known| known.table.topic == table.topic);
+            let same_topic = same_topic.map(|known| (known.serial, known.partitions));
+            let (serial, partitions) = same_topic.unwrap_or_else(|| {
                 self.next_serial += 1;
-                self.next_serial
+                (self.next_serial, 0)
             });
             let table = Arc::new(table);
             if same_topic.is_none() {
                 let opening = open(Arc::clone(&self.log), Arc::clone(&table), serial, position(&table));
                 self.running.push(opening.boxed());
             }
-            self.open.insert(name, (table, serial));
+            self.open.insert(name, Open { table, serial, partitions });
         }
     }
 
@@ -117,20 +138,24 @@ impl Feeds {
     }
 
     fn is_current(&self, name: &str, serial: u64) -> bool {
-        self.open.get(name).is_some_and(|(_, current)| *current == serial)
+        self.open.get(name).is_some_and(|current| current.serial == serial)
     }
 
     fn settle(&mut self, event: Event) -> Option<(Feed, ReadBatch)> {
         match event {
-            Event::Opened(feeds) => {
+            Event::Opened(Opened { table, serial, feeds, partitions }) => {
+                let current = self.open.get_mut(&table.name).filter(|current| current.serial == serial)?;
+                current.partitions = partitions;
                 feeds.into_iter().for_each(|feed| self.resume(feed));
+                self.running.push(look_for_more(Arc::clone(&self.log), table, serial, partitions).boxed());
                 None
             }
             Event::Read(feed, _) if !self.is_current(&feed.name, feed.serial) => None,
             Event::Read(mut feed, Ok(batch)) => {
                 feed.next = batch.next;
-                if let Some((table, _)) = self.open.get(&*feed.name) {
-                    feed.table = Arc::clone(table);
+                if let Some(current) = self.open.get(&*feed.name) {
+                    feed.table = Arc::clone(&current.table);
+                    feed.partitions = current.partitions;
                 }
                 Some((feed, batch))
             }
@@ -150,8 +175,11 @@ async fn read(mut feed: Feed) -> Event {
 /// Opens every partition; waits while the topic does not exist or the log is not available.
 async fn open(log: Arc<dyn Log>, table: Arc<Table>, serial: u64, positions: Positions) -> Event {
     loop {
-        match try_open(log.as_ref(), &table, serial, &positions).await {
-            Ok(Some(feeds)) => return Event::Opened(feeds),
+        match try_open(log.as_ref(), &table, serial, 0, &positions).await {
+            Ok(Some(feeds)) => {
+                let partitions = feeds.len();
+                return Event::Opened(Opened { table, serial, feeds, partitions });
+            }
             Ok(None) => {}
             Err(error) => {
                 tracing::warn!(table = %table.name, %error, "a sink cannot be read yet; trying again")
@@ -161,16 +189,35 @@ async fn open(log: Arc<dyn Log>, table: Arc<Table>, serial: u64, positions: Posi
     }
 }
 
+/// Opens the partitions that come after those `known`, from their start; none most times.
+async fn look_for_more(log: Arc<dyn Log>, table: Arc<Table>, serial: u64, known: usize) -> Event {
+    tokio::time::sleep(LOOK_EVERY).await;
+    let feeds = match try_open(log.as_ref(), &table, serial, known, &Positions::new()).await {
+        Ok(feeds) => feeds.unwrap_or_default(),
+        Err(error) => {
+            tracing::warn!(table = %table.name, %error, "a sink cannot be asked for more partitions; trying again");
+            Vec::new()
+        }
+    };
+    let partitions = known + feeds.len();
+    if !feeds.is_empty() {
+        tracing::info!(table = %table.name, partitions, "a sink has more partitions");
+    }
+    Event::Opened(Opened { table, serial, feeds, partitions })
+}
+
+/// Opens the partitions from `first` on; `None` when there is no topic.
 async fn try_open(
     log: &dyn Log,
     table: &Arc<Table>,
     serial: u64,
+    first: usize,
     positions: &Positions,
 ) -> Result<Option<Vec<Feed>>, LogError> {
     let Some(ranges) = log.describe(&table.topic).await? else { return Ok(None) };
     let name: Arc<str> = table.name.as_str().into();
-    let mut feeds = Vec::with_capacity(ranges.len());
-    for (partition, range) in (0_u32..).zip(&ranges) {
+    let mut feeds = Vec::with_capacity(ranges.len().saturating_sub(first));
+    for (partition, range) in (0_u32..).zip(&ranges).skip(first) {
         let next = match positions.get(&partition) {
             None => range.start,
             Some(&resume) if (range.start..=range.end).contains(&resume) => resume,

@@ -1,5 +1,6 @@
-//! A front: tells clients which subscriber to go to, and everyone who is there.
+//! A front: tells clients which subscriber to go to, takes in those that have an endpoint of their own, and says who is there.
 
+mod register;
 pub mod routes;
 
 use std::sync::{Arc, Mutex};
@@ -8,7 +9,8 @@ use serde::Serialize;
 
 use super::members::{MemberState, Members};
 use super::placement::{Placement, Refused};
-use super::{Placement as Mode, Settings};
+use super::registrations::View;
+use super::{AllowList, Placement as Mode, Registrations, Settings};
 use crate::clock;
 use crate::http::Origins;
 use crate::sync::lock;
@@ -16,9 +18,14 @@ use crate::sync::lock;
 /// One front process.
 pub struct Front {
     members: Members,
+    registrations: Registrations,
     mode: Mode,
+    register_allow: AllowList,
+    max_registered: usize,
     origins: Origins,
     placement: Mutex<Placement>,
+    /// Held by whoever changes the registrations.
+    registering: tokio::sync::Mutex<()>,
 }
 
 /// What `GET /v1/live/address` answers.
@@ -34,16 +41,44 @@ struct Address {
 
 impl Front {
     /// Places clients among those members; `origins` are the pages that may change things.
-    pub fn new(members: Members, settings: &Settings, origins: Origins) -> Arc<Self> {
+    pub fn new(
+        members: Members,
+        registrations: Registrations,
+        settings: &Settings,
+        origins: Origins,
+    ) -> Arc<Self> {
         let name = format!("{:08x}", rand::random::<u32>());
         let placement = Mutex::new(Placement::new(name, settings.joins_per_second));
-        Arc::new(Self { members, mode: settings.placement, origins, placement })
+        Arc::new(Self {
+            members,
+            registrations,
+            mode: settings.placement,
+            register_allow: settings.register_allow.clone(),
+            max_registered: settings.max_registered,
+            origins,
+            placement,
+            registering: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// Who is there, with as many registered clients as the log gives them: newer than what they said last.
+    fn alive(&self, registrations: &View) -> Vec<MemberState> {
+        let mut members = self.members.alive();
+        if !registrations.is_loaded() {
+            return members;
+        }
+        let loads = registrations.loads();
+        for MemberState { cluster, subscriber, registered, .. } in &mut members {
+            let name = subscriber.as_deref().unwrap_or_default();
+            *registered = loads.get(&(cluster.as_str(), name)).copied().unwrap_or(0);
+        }
+        members
     }
 
     /// The subscriber for one more client, and where to connect.
     fn place(&self, cluster: Option<&str>, query: Option<&str>) -> Result<Address, Refused> {
+        let members = self.registrations.look(|view| self.alive(view));
         let mut placement = lock(&self.placement);
-        let members = self.members.alive();
         let MemberState { cluster, subscriber, url, .. } =
             placement.place(&members, cluster, clock::wall_ms())?.clone();
         let url = url.unwrap_or_default();

@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 use super::members::MemberState;
 use super::routes::serve_on_loopback;
 use super::tests::{Bench, Events, connect, heard, until};
-use super::{Front, Heart, Members, Placement, Settings, Subscriber, live_router, publish_router};
+use super::{
+    Front, Heart, Members, Placement, Registrations, Settings, Subscriber, live_router, publish_router,
+};
 use crate::http::Origins;
 use crate::shutdown::Tasks;
 
@@ -48,7 +50,8 @@ impl Region {
         until(|| subscribers.iter().all(|one| one.ready().is_ok()) && heart.ready().is_ok()).await;
         let is_live = |member: &&MemberState| member.state == "live" && member.subscriber.is_some();
         until(|| members.alive().iter().filter(is_live).count() == names.len()).await;
-        let front = Front::new(members.clone(), settings, Origins::default());
+        let registrations = Registrations::follow(Arc::clone(&bench.log), &tasks);
+        let front = Front::new(members.clone(), registrations, settings, Origins::default());
         let front = serve_on_loopback(publish_router(front), &tasks).await;
         Self { bench, tasks, members, subscribers, front }
     }

@@ -101,6 +101,11 @@ impl Hub {
         self.shard(joined.number).push(Item::Leave(joined.number));
     }
 
+    /// The newest message that was seen.
+    pub(super) fn newest(&self) -> Option<LiveId> {
+        self.history.newest()
+    }
+
     /// The rooms with the most viewers, at most `limit`.
     pub(super) fn rooms(&self, limit: usize) -> BTreeMap<String, u64> {
         let mut viewers: HashMap<&Arc<str>, u64> = HashMap::new();

@@ -80,9 +80,9 @@ impl MemberState {
 }
 
 /// Before the key of a subscriber: that it is to drain.
-const DRAIN: &str = "drain/";
+pub(super) const DRAIN: &str = "drain/";
 
-fn subscriber_key(cluster: &str, name: &str) -> String {
+pub(super) fn subscriber_key(cluster: &str, name: &str) -> String {
     format!("subscriber/{cluster}/{name}")
 }
 
@@ -210,6 +210,13 @@ impl Members {
         let view = self.view.borrow();
         let alive = view.seen.values().filter(|seen| seen.at.elapsed() < DEAD_AFTER);
         alive.map(|seen| seen.state.clone()).collect()
+    }
+
+    /// Whether that subscriber is there.
+    pub(super) fn is_alive(&self, cluster: &str, subscriber: &str) -> bool {
+        let view = self.view.borrow();
+        let seen = view.seen.get(subscriber_key(cluster, subscriber).as_bytes());
+        seen.is_some_and(|seen| seen.at.elapsed() < DEAD_AFTER)
     }
 
     /// Asks a subscriber to drain, or no longer to. It stays so until it is taken back, also when it starts again.

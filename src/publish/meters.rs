@@ -9,6 +9,8 @@ use crate::clock;
 pub(super) struct Meters {
     /// Connections.
     pub(super) clients: metrics::Gauge,
+    /// Registered endpoints.
+    pub(super) registered: metrics::Gauge,
     deliveries: metrics::Counter,
     skipped: metrics::Counter,
     lag_seconds: metrics::Histogram,
@@ -20,6 +22,7 @@ impl Meters {
         let labels = [("cluster", cluster.to_owned()), ("subscriber", name.to_owned())];
         Self {
             clients: metrics::gauge!("emostream_publish_clients", &labels),
+            registered: metrics::gauge!("emostream_publish_registered", &labels),
             deliveries: metrics::counter!("emostream_publish_deliveries_total", &labels),
             skipped: metrics::counter!("emostream_publish_skipped_total", &labels),
             lag_seconds: metrics::histogram!("emostream_publish_delivery_lag_seconds"),

@@ -61,11 +61,27 @@ impl Placement {
         &self.front
     }
 
-    /// Chooses for one client; `members` are those who are there, `cluster` is the region that the client names.
+    /// Chooses for one client that will come by itself, and counts it as on the way; `members` are those who are there,
+    /// `cluster` is the region that the client names.
     ///
     /// # Errors
     /// When nobody takes clients, or too many come at once.
     pub fn place<'m>(
+        &mut self,
+        members: &'m [MemberState],
+        cluster: Option<&str>,
+        now_ms: i64,
+    ) -> Result<&'m MemberState, Refused> {
+        let chosen = self.choose(members, cluster, now_ms)?;
+        self.by_subscriber.entry(key(chosen)).or_default().on_the_way_ms.push_back(now_ms);
+        Ok(chosen)
+    }
+
+    /// Chooses for one client that `members` will say to be registered there.
+    ///
+    /// # Errors
+    /// As [`Placement::place`].
+    pub fn choose<'m>(
         &mut self,
         members: &'m [MemberState],
         cluster: Option<&str>,
@@ -83,7 +99,6 @@ impl Placement {
             return Err(Refused::TooMany { retry_s: 1 });
         }
         self.recent_ms.push_back(now_ms);
-        self.by_subscriber.entry(key(chosen)).or_default().on_the_way_ms.push_back(now_ms);
         Ok(chosen)
     }
 

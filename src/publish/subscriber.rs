@@ -4,7 +4,7 @@
 //! routes' business.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ use super::queue::Delivery;
 use super::shard::{self, Inbox};
 use super::tail::range;
 use crate::log::{Log, LogError, Record, cluster_topic};
+use crate::reaction::live::LiveId;
 use crate::shutdown::Tasks;
 use crate::sync::lock;
 
@@ -40,6 +41,27 @@ const MAX_FRONTS: usize = 64;
 /// The longest name of a front.
 const MAX_FRONT_BYTES: usize = 32;
 
+/// Where a registered client goes on; the later, the more it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Since {
+    /// With what comes from now on.
+    Now,
+    /// With the first message that there is.
+    Start,
+    /// After that one.
+    After(LiveId),
+}
+
+impl Since {
+    /// The last message it has.
+    pub(super) fn id(self) -> Option<LiveId> {
+        match self {
+            Self::After(id) => Some(id),
+            Self::Now | Self::Start => None,
+        }
+    }
+}
+
 /// One edge server.
 pub struct Subscriber {
     log: Arc<dyn Log>,
@@ -54,6 +76,8 @@ pub struct Subscriber {
     places: Mutex<Places>,
     shards: Vec<Arc<Inbox>>,
     is_live: AtomicBool,
+    /// Registered clients among the hub's.
+    registered: AtomicU64,
     /// Its clients are to go elsewhere, and it takes no new ones.
     drains: watch::Sender<bool>,
 
@@ -93,6 +117,7 @@ impl Subscriber {
             places: Mutex::default(),
             shards,
             is_live: AtomicBool::new(false),
+            registered: AtomicU64::new(0),
             drains: watch::Sender::new(false),
             last_word: Mutex::new((0, Instant::now())),
             meters: Arc::new(Meters::new(cluster, name)),
@@ -168,7 +193,37 @@ impl Subscriber {
         }
         drop(places);
         self.meters.clients.increment(1.0);
-        Some(Place { subscriber: Arc::clone(self) })
+        Some(Place { subscriber: Arc::clone(self), is_registered: false })
+    }
+
+    /// Gives a registered client its place, draining or not: the cluster says who serves it. Returns where it goes on, said in
+    /// a way that another subscriber understands.
+    pub(super) fn join_registered(self: &Arc<Self>, filter: Filter, since: Since) -> (Seat, Since) {
+        self.registered.fetch_add(1, Ordering::Relaxed);
+        self.meters.registered.increment(1.0);
+        let place = Place { subscriber: Arc::clone(self), is_registered: true };
+        let mut hub = lock(&self.hub);
+        let newest = hub.newest();
+        let after = match since {
+            Since::Now => newest,
+            Since::Start => newest.map(|newest| LiveId { sequence: 0, ..newest }),
+            // Nothing is here to say that something is missing.
+            Since::After(id) => newest.map(|_| id),
+        };
+        let request = LiveRequest { filter, after: after.map(|id| id.to_string()), last: false, via: None };
+        let client = Arc::new(Client::waiting());
+        let joined = hub.join(&request, &client);
+        drop(hub);
+        let since = match since {
+            Since::Now => newest.map_or(Since::Start, Since::After),
+            known => known,
+        };
+        (Seat { place, client, joined }, since)
+    }
+
+    /// Its cluster, and its name there.
+    pub(super) fn key(&self) -> (&str, &str) {
+        (&self.cluster, &self.name)
     }
 
     /// From the topic's end, back by the history, to the first failure. What was delivered before is known by id.
@@ -230,6 +285,7 @@ impl Subscriber {
             url: Some(self.url.clone()),
             state: self.state_name().to_owned(),
             clients,
+            registered: self.registered.load(Ordering::Relaxed),
             arrived,
             deliveries_per_s: members::per_second(deliveries - before, since.elapsed()),
             rooms,
@@ -252,6 +308,7 @@ impl Places {
 /// A place that is kept for a client; given up when dropped.
 pub(super) struct Place {
     subscriber: Arc<Subscriber>,
+    is_registered: bool,
 }
 
 impl Place {
@@ -275,8 +332,14 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        lock(&self.subscriber.places).taken -= 1;
-        self.subscriber.meters.clients.decrement(1.0);
+        let Self { subscriber, is_registered } = self;
+        if *is_registered {
+            subscriber.registered.fetch_sub(1, Ordering::Relaxed);
+            subscriber.meters.registered.decrement(1.0);
+        } else {
+            lock(&subscriber.places).taken -= 1;
+            subscriber.meters.clients.decrement(1.0);
+        }
     }
 }
 

@@ -52,7 +52,7 @@ pub(super) struct Accounts {
 }
 
 /// What the accounts say, and each reason why they do not hold.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Verdict {
     pub(super) queries: Vec<QueryAccount>,
     pub(super) problems: Vec<String>,

@@ -2,15 +2,19 @@
 //!
 //! Open loop: each request has a time at which it should leave, given by the [`crowd`] alone, and its latency
 //! counts from then; a server that falls behind shows it. Viewers join at a real rate and stay. At the end the
-//! figures of every query over the table must have grown by at least what was answered 202, and add up.
+//! figures of every query over the table must have grown by at least what was answered 202, and add up. Without
+//! senders nothing but the live streams is asked for: then it is the load client of a subscriber.
 //!
 //! A client like any other: it knows the interface over HTTP and nothing of the stages behind it.
 
 mod account;
+mod answer;
 pub mod crowd;
+mod frames;
+mod hearing;
 mod report;
 mod sender;
-mod sse;
+pub mod sse;
 pub mod tally;
 mod viewer;
 
@@ -28,16 +32,19 @@ pub use account::QueryAccount;
 use crowd::{Crowd, Shape};
 pub use report::{Report, progress};
 use tally::Tally;
+use viewer::Viewers;
 
 /// The source table that reactions go to.
 const TABLE: &str = "reactions";
+/// Connections of one process; it may often have 20,000 files open and no more.
+const MOST_CONNECTIONS: u64 = 19_000;
 /// How long requests that are due when the time is over may still take.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// What to simulate.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// People who send; each has one connection and one request under way.
+    /// People who send; each has one connection and one request under way. Without any, viewers watch for the duration.
     pub senders: u64,
     /// People who watch.
     pub viewers: u64,
@@ -45,7 +52,7 @@ pub struct Plan {
     pub rate: f64,
     /// Viewers joining a second.
     pub ramp: f64,
-    /// How long reactions are sent.
+    /// How long reactions are sent, and watched when nobody sends.
     pub duration: Duration,
     /// Rooms that senders and viewers spread over.
     pub rooms: u64,
@@ -104,29 +111,38 @@ pub async fn run(
     check(&plan)?;
     let client = client(plan.senders)?;
     let live_addresses = resolve(&plan.live_url).await?;
-    let mut accounts =
-        account::Accounts::open(&client, &plan.query_url, TABLE).await.map_err(Failure::Outside)?;
+    let sends = plan.senders > 0;
+    let mut accounts = match sends {
+        true => {
+            Some(account::Accounts::open(&client, &plan.query_url, TABLE).await.map_err(Failure::Outside)?)
+        }
+        false => None,
+    };
 
-    let plan = Arc::new(plan);
-    let (senders, viewers) = (Tasks::new(), Tasks::new());
+    let senders = Tasks::new();
     let start = Instant::now();
     tally.begin(start);
-    viewer::join_all(&plan, &live_addresses, &client, &tally, &viewers);
-    let sending = sender::send_all(&plan, &crowd, &client, &tally, start, &senders);
+    let viewers = Viewers::start(&plan, &live_addresses, &tally)?;
+    let sending =
+        if sends { sender::send_all(&plan, &crowd, &client, &tally, start, &senders) } else { Vec::new() };
 
-    let deadline = start + plan.duration + GRACE;
+    let (duration, grace) = (plan.duration, if sends { GRACE } else { Duration::ZERO });
     tokio::select! {
-        () = all_ended(sending) => {}
+        () = all_ended(sending), if sends => {}
         () = stop.cancelled() => {}
-        () = tokio::time::sleep_until(deadline) => {}
+        () = tokio::time::sleep_until(start + duration + grace) => {}
     }
     // A request under way ends within its own limit, which counts it as unknown.
     senders.stop(sender::REQUEST_LIMIT + Duration::from_secs(1)).await;
     tally.end();
 
-    accounts.settle(&client, tally.accepted(), plan.settle).await;
-    viewers.stop(Duration::from_secs(5)).await;
-    Ok(Report::new(&plan, &crowd, &tally, accounts.verdict(tally.accepted(), tally.unknown())))
+    if let Some(accounts) = &mut accounts {
+        accounts.settle(&client, tally.accepted(), plan.settle).await;
+    }
+    let watched_for = start.elapsed();
+    let viewers_cpu = viewers.stop(Duration::from_secs(5)).await;
+    let verdict = accounts.map(|accounts| accounts.verdict(tally.accepted(), tally.unknown()));
+    Ok(Report::new(&plan, &crowd, &tally, verdict, watched_for, viewers_cpu))
 }
 
 /// A sender that panicked has ended too: what it did not send shows in the report.
@@ -146,7 +162,13 @@ fn check(plan: &Plan) -> Result<(), Failure> {
         }
     }
     match plan {
-        Plan { senders: 0, .. } => wrong("--senders must be at least 1"),
+        Plan { senders: 0, viewers: 0, .. } => wrong("there must be --senders or --viewers"),
+        Plan { senders, viewers, .. } if senders.saturating_add(*viewers) > MOST_CONNECTIONS => {
+            wrong(&format!(
+                "--senders and --viewers together may be {MOST_CONNECTIONS} at most: a process may have 20,000 files open; \
+                 start several for more"
+            ))
+        }
         Plan { rooms: 0, .. } => wrong("--rooms must be at least 1"),
         Plan { batch: Some(0), .. } => wrong("--batch must be at least 1"),
         Plan { ramp, .. } if !(*ramp > 0.0 && ramp.is_finite()) => wrong("--ramp must be above zero"),
@@ -193,7 +215,7 @@ fn room_name(room: u64) -> String {
 }
 
 /// `error` with its causes: reqwest's own text leaves out why.
-fn with_causes(error: &dyn std::error::Error) -> String {
+pub fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {

@@ -22,8 +22,8 @@ pub struct Report {
     pub seed: u64,
     /// How long reactions were sent, in seconds.
     pub duration_s: f64,
-    /// The senders' side.
-    pub sent: Sent,
+    /// The senders' side. None when nobody sent.
+    pub sent: Option<Sent>,
     /// The viewers' side.
     pub watched: Watched,
     /// Each query over the table.
@@ -85,6 +85,10 @@ pub struct Watched {
     pub reconnects: u64,
     /// Windows received, over all viewers.
     pub deliveries: u64,
+    /// The same in a second, on average from the first join to the end.
+    pub deliveries_per_s: f64,
+    /// CPU-seconds that the viewers took for a million of them, joining included. None where the system does not tell.
+    pub cpu_s_per_million: Option<f64>,
     /// Windows left out for viewers that fell behind.
     pub skipped: u64,
     /// Windows received twice.
@@ -107,11 +111,18 @@ pub struct Trouble {
 }
 
 impl Report {
-    pub(super) fn new(plan: &Plan, crowd: &Crowd, tally: &Tally, verdict: Verdict) -> Self {
+    pub(super) fn new(
+        plan: &Plan,
+        crowd: &Crowd,
+        tally: &Tally,
+        verdict: Option<Verdict>,
+        watched_for: Duration,
+        viewers_cpu: Option<Duration>,
+    ) -> Self {
         let duration_s = tally.elapsed().unwrap_or_default().as_secs_f64();
-        let sent = Sent::new(crowd, tally);
-        let watched = Watched::new(plan, tally);
-        let mut problems = verdict.problems;
+        let watched = Watched::new(plan, tally, watched_for, viewers_cpu);
+        let sent = (plan.senders > 0).then(|| Sent::new(crowd, tally));
+        let Verdict { queries, mut problems } = verdict.unwrap_or_default();
         let mut must_be_zero = |count: u64, what: &str| {
             if count > 0 {
                 problems.push(format!("{count} {what}"));
@@ -119,8 +130,8 @@ impl Report {
         };
         must_be_zero(watched.duplicates, "windows reached a viewer twice");
         must_be_zero(watched.out_of_order, "windows reached a viewer out of order");
-        must_be_zero(sent.refused, "reactions were refused");
-        if sent.accepted == 0 {
+        must_be_zero(sent.as_ref().map_or(0, |sent| sent.refused), "reactions were refused");
+        if sent.as_ref().is_some_and(|sent| sent.accepted == 0) {
             problems.push("no reaction was accepted".to_owned());
         }
         if plan.viewers > 0 && watched.joined == 0 {
@@ -128,7 +139,6 @@ impl Report {
         }
         let troubles = tally.troubles().into_iter().map(|(text, times)| Trouble { text, times }).collect();
         let verified = problems.is_empty();
-        let queries = verdict.queries;
         Self { verified, problems, seed: plan.seed, duration_s, sent, watched, queries, troubles }
     }
 }
@@ -157,13 +167,17 @@ impl Sent {
 }
 
 impl Watched {
-    fn new(plan: &Plan, tally: &Tally) -> Self {
+    fn new(plan: &Plan, tally: &Tally, watched_for: Duration, cpu: Option<Duration>) -> Self {
+        let deliveries = tally.deliveries();
+        let cpu_s = cpu.filter(|_| deliveries > 0).map(|cpu| cpu.as_secs_f64());
         Self {
             viewers: plan.viewers,
             joined: tally.joined.load(Relaxed),
             failed_joins: tally.failed_joins.load(Relaxed),
             reconnects: tally.reconnects.load(Relaxed),
-            deliveries: tally.deliveries(),
+            deliveries,
+            deliveries_per_s: deliveries as f64 / watched_for.as_secs_f64().max(0.001),
+            cpu_s_per_million: cpu_s.map(|cpu_s| cpu_s * 1e6 / deliveries as f64),
             skipped: tally.skipped.load(Relaxed),
             duplicates: tally.duplicates.load(Relaxed),
             out_of_order: tally.disordered.load(Relaxed),
@@ -184,18 +198,24 @@ pub fn progress(crowd: &Crowd, tally: &Tally, since_last: Duration, last: (u64, 
     let (accepted, deliveries) = (tally.accepted(), tally.deliveries());
     let per_s =
         |now: u64, before: u64| now.saturating_sub(before) as f64 / since_last.as_secs_f64().max(0.001);
-    let [fewest, median, most] = tally.per_sender();
     let (send, delivery) = (in_words(tally.send_latency()), in_words(tally.delivery_latency()));
+    let watched = format!(
+        "{} watching, {:.0} deliveries/s, {deliveries} delivered; {delivery}",
+        tally.watching(),
+        per_s(deliveries, last.1),
+    );
+    if !tally.has_senders() {
+        return format!("{:>5.1} s  {watched}", elapsed.as_secs_f64());
+    }
+    let [fewest, median, most] = tally.per_sender();
     format!(
         "{:>5.1} s  {:.0} reactions/s, {:.1}% of the rate, {accepted} accepted (per sender {fewest} / {median} / {most}), \
-         {} busy, {} unknown; answers {send}\n         {} watching, {:.0} deliveries/s, {deliveries} delivered; {delivery}",
+         {} busy, {} unknown; answers {send}\n         {watched}",
         elapsed.as_secs_f64(),
         per_s(accepted, last.0),
         percent(accepted, crowd.due_by(elapsed)),
         tally.busy(),
         tally.unknown(),
-        tally.watching(),
-        per_s(deliveries, last.1),
     )
 }
 
@@ -210,38 +230,10 @@ fn in_words(latency_ms: Option<Percentiles>) -> String {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { sent, watched, .. } = self;
-        writeln!(
-            f,
-            "sent      {} of {} reactions in {:.1} s: {:.0}/s, {:.1}% of the rate, in {} requests (seed {})",
-            sent.accepted,
-            sent.target,
-            self.duration_s,
-            sent.rate,
-            sent.achieved_percent,
-            sent.requests,
-            self.seed
-        )?;
-        writeln!(
-            f,
-            "          unknown {}, refused {}, not sent {}; asked to wait {} times, not reached {} times",
-            sent.unknown, sent.refused, sent.unsent, sent.busy, sent.unreachable
-        )?;
-        let PerSender { min, p50, max } = sent.per_sender;
-        writeln!(f, "          per sender: fewest {min}, median {p50}, most {max}")?;
-        writeln!(f, "          answered after: {} (from when each was due)", in_words(sent.latency_ms))?;
-        writeln!(
-            f,
-            "watched   {} of {} viewers, {} windows delivered, {} skipped, {} gaps, {} reconnects, {} failed joins",
-            watched.joined,
-            watched.viewers,
-            watched.deliveries,
-            watched.skipped,
-            watched.gaps,
-            watched.reconnects,
-            watched.failed_joins
-        )?;
-        writeln!(f, "          received after the window's end: {}", in_words(watched.latency_ms))?;
+        if let Some(sent) = &self.sent {
+            sent.write(f, self.duration_s, self.seed)?;
+        }
+        self.watched.write(f)?;
         for query in &self.queries {
             let QueryAccount { name, figures, grown, by_others, .. } = query;
             writeln!(
@@ -263,11 +255,51 @@ impl fmt::Display for Report {
         for problem in &self.problems {
             writeln!(f, "PROBLEM   {problem}")?;
         }
-        let verdict = if self.verified {
-            "verified: every accepted reaction is accounted for"
-        } else {
-            "NOT verified: see the problems above"
+        let verdict = match (self.verified, &self.sent) {
+            (true, Some(_)) => "verified: every accepted reaction is accounted for",
+            (true, None) => "verified: no window came twice or out of order",
+            (false, _) => "NOT verified: see the problems above",
         };
         writeln!(f, "{verdict}")
+    }
+}
+
+impl Sent {
+    fn write(&self, f: &mut fmt::Formatter<'_>, duration_s: f64, seed: u64) -> fmt::Result {
+        writeln!(
+            f,
+            "sent      {} of {} reactions in {duration_s:.1} s: {:.0}/s, {:.1}% of the rate, in {} requests (seed {seed})",
+            self.accepted, self.target, self.rate, self.achieved_percent, self.requests,
+        )?;
+        writeln!(
+            f,
+            "          unknown {}, refused {}, not sent {}; asked to wait {} times, not reached {} times",
+            self.unknown, self.refused, self.unsent, self.busy, self.unreachable
+        )?;
+        let PerSender { min, p50, max } = self.per_sender;
+        writeln!(f, "          per sender: fewest {min}, median {p50}, most {max}")?;
+        writeln!(f, "          answered after: {} (from when each was due)", in_words(self.latency_ms))
+    }
+}
+
+impl Watched {
+    fn write(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "watched   {} of {} viewers, {} windows delivered, {:.0}/s, {} skipped, {} gaps, {} reconnects, {} failed joins",
+            self.joined,
+            self.viewers,
+            self.deliveries,
+            self.deliveries_per_s,
+            self.skipped,
+            self.gaps,
+            self.reconnects,
+            self.failed_joins
+        )?;
+        writeln!(f, "          received after the window's end: {}", in_words(self.latency_ms))?;
+        match self.cpu_s_per_million {
+            Some(cpu_s) => writeln!(f, "          at {cpu_s:.1} CPU-seconds of this client per million"),
+            None => Ok(()),
+        }
     }
 }

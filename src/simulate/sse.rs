@@ -1,22 +1,24 @@
 //! Server-Sent Events out of a byte stream, as far as a viewer needs them. Pure.
 
+use std::borrow::Cow;
+
 /// The most bytes of one event; a longer one is an error of the server.
 const MOST_BYTES: usize = 4 << 20;
 
 /// One event. Comments (heartbeats) are none.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Event {
+pub struct Event {
     /// `event:`; empty for a window.
-    pub(super) name: String,
+    pub name: String,
     /// `data:`, lines joined by newlines.
-    pub(super) data: String,
+    pub data: String,
     /// `retry:` in milliseconds.
-    pub(super) retry_ms: Option<u64>,
+    pub retry_ms: Option<u64>,
 }
 
 /// What has been read of the line and the event under way.
 #[derive(Debug, Default)]
-pub(super) struct Parser {
+pub struct Parser {
     line: Vec<u8>,
     event: Event,
     has_fields: bool,
@@ -26,21 +28,31 @@ impl Parser {
     /// Takes the next bytes and hands each event that they complete to `each`.
     ///
     /// # Errors
-    /// When an event grows beyond what any window needs, or is not UTF-8.
-    pub(super) fn feed(&mut self, bytes: &[u8], mut each: impl FnMut(Event)) -> Result<(), String> {
-        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
-            self.line.extend_from_slice(part);
-            if self.line.len() + self.event.data.len() > MOST_BYTES {
-                return Err(format!("an event of more than {MOST_BYTES} bytes"));
-            }
-            if self.line.last() != Some(&b'\n') {
-                break;
-            }
-            let line = std::mem::take(&mut self.line);
+    /// When an event grows beyond what any window needs, or is not UTF-8; and what `each` returns.
+    pub fn feed(
+        &mut self,
+        mut bytes: &[u8],
+        mut each: impl FnMut(Event) -> Result<(), String>,
+    ) -> Result<(), String> {
+        while let Some(end) = memchr::memchr(b'\n', bytes) {
+            let (part, rest) = bytes.split_at(end + 1);
+            bytes = rest;
+            let begun = std::mem::take(&mut self.line);
+            let line =
+                if begun.is_empty() { Cow::Borrowed(part) } else { Cow::Owned([&begun, part].concat()) };
+            self.check(line.len())?;
             let line = std::str::from_utf8(&line).map_err(|_| "an event that is not UTF-8".to_owned())?;
             if let Some(event) = self.end_line(line.trim_end_matches(['\n', '\r'])) {
-                each(event);
+                each(event)?;
             }
+        }
+        self.line.extend_from_slice(bytes);
+        self.check(self.line.len())
+    }
+
+    fn check(&self, line_bytes: usize) -> Result<(), String> {
+        if line_bytes + self.event.data.len() > MOST_BYTES {
+            return Err(format!("an event of more than {MOST_BYTES} bytes"));
         }
         Ok(())
     }
@@ -74,7 +86,11 @@ mod tests {
     fn read(chunks: &[&str]) -> Vec<Event> {
         let (mut parser, mut events) = (Parser::default(), Vec::new());
         for chunk in chunks {
-            parser.feed(chunk.as_bytes(), |event| events.push(event)).unwrap();
+            let mut each = |event| {
+                events.push(event);
+                Ok(())
+            };
+            parser.feed(chunk.as_bytes(), &mut each).unwrap();
         }
         events
     }
@@ -100,6 +116,6 @@ mod tests {
     fn an_endless_event_is_an_error_and_not_an_endless_buffer() {
         let mut parser = Parser::default();
         let chunk = vec![b'x'; 1 << 20];
-        assert!((0..8).any(|_| parser.feed(&chunk, |_| {}).is_err()));
+        assert!((0..8).any(|_| parser.feed(&chunk, |_| Ok(())).is_err()));
     }
 }

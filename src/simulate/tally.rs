@@ -181,6 +181,10 @@ impl Tally {
         self.delivery_latency.percentiles()
     }
 
+    pub(super) fn has_senders(&self) -> bool {
+        !self.by_sender.is_empty()
+    }
+
     /// Reactions accepted per sender: the fewest, the median, the most.
     pub fn per_sender(&self) -> [u64; 3] {
         let mut counts: Vec<u64> = self.by_sender.iter().map(|count| count.load(Relaxed)).collect();

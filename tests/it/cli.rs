@@ -73,6 +73,16 @@ fn misspelt_settings_exit_2_and_suggest() {
         &["EMOSTREAM__LOG__PARTITONS", "did you mean log.partitions?"],
     );
     check(emostream(dir.path()).args(["config", "--config", "none.toml"]), 2, &["none.toml"]);
+    check(
+        emostream(dir.path()).arg("config").env("EMOSTREAM__PUBLISH__REGISTER_ALLOW", r#"["10.0.0.0/40"]"#),
+        2,
+        &["EMOSTREAM__PUBLISH__REGISTER_ALLOW", "'10.0.0.0/40' is no network"],
+    );
+    check(
+        emostream(dir.path()).arg("config").env("EMOSTREAM__PUBLISH__ENDPOINT_FAILURES", "0"),
+        2,
+        &["publish.endpoint_failures = 0: at least 1"],
+    );
 }
 
 #[test]

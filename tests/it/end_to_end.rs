@@ -109,12 +109,13 @@ fn shell_words(line: &str) -> Vec<String> {
 #[tokio::test]
 async fn the_curl_lines_of_the_readme_do_what_they_say() {
     let lines: Vec<&str> = README.lines().filter(|line| line.starts_with("curl ")).collect();
-    let [send, watch, read, account, change, versions, drain] = lines[..] else {
+    let [send, watch, register, read, account, change, versions, drain] = lines[..] else {
         panic!("other curl lines than these: {lines:?}")
     };
     let dir = tempfile::tempdir().unwrap();
     let up = Running::up(dir.path(), &[]);
     up.ready().await;
+    assert_eq!(curl(&up, dir.path(), register).send().await.unwrap().status(), 201);
     let mut live = curl(&up, dir.path(), watch).send().await.unwrap();
     let sent = curl(&up, dir.path(), send).send().await.unwrap();
     assert_eq!(sent.status(), 202);

@@ -1,5 +1,5 @@
-//! Two fronts, a region and two subscribers on one Kafka, under load: the sequencer is killed, then a subscriber; viewers
-//! come through the fronts and see every window once.
+//! Two fronts, a region and two subscribers on one Kafka, under load: the sequencer is killed, then a subscriber, then
+//! another one starts; viewers come through the fronts and see every window once.
 
 use std::time::Duration;
 
@@ -17,7 +17,9 @@ use crate::support::viewer::Viewer;
 /// From the death of the sequencer to the first window that another one tells: 6 s for the broker to miss it, and what a
 /// takeover of the engine is given.
 const TAKEOVER: Duration = Duration::from_secs(15);
-/// From the death of a subscriber to its viewers' next window: 3 s until it is missed, and to connect again.
+/// From the death of a subscriber until the fronts have noticed.
+const NOTICED: Duration = Duration::from_secs(4);
+/// From the death of a subscriber to its viewers' next window: that, and to connect again.
 const MOVED: Duration = Duration::from_secs(10);
 const ROOMS: [&str; 2] = ["left", "right"];
 
@@ -76,8 +78,19 @@ async fn viewers_see_every_window_once_whichever_front_or_subscriber_dies() {
     assert!(!notes(&front).await.contains("stands by"), "the other front puts windows into order now");
 
     doomed.kill();
+    let killed = Instant::now();
+    front.poll("/v1/topology", |topology| clients(topology).len() == 1).await;
+    assert!(killed.elapsed() < NOTICED, "noticed after {:?}", killed.elapsed());
     shown_more(&viewers, MOVED).await;
     front.poll("/v1/topology", |topology| clients(topology) == [8]).await;
+
+    // One that starts while windows flow joins by itself, and whoever comes is sent there.
+    let late = start(&subscribe);
+    late.ready().await;
+    front.poll("/v1/topology", |topology| clients(topology).len() == 2).await;
+    let late_viewers: Vec<Viewer> = (0..8).map(|_| Viewer::start(through.clone(), &ROOMS)).collect();
+    shown_more(&late_viewers, MOVED).await;
+    front.poll("/v1/topology", |topology| clients(topology) == [8, 8]).await;
 
     let ledger = load.stop().await;
     let figures = books::settle(&query, "by_request", &ledger).await;

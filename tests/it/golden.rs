@@ -2,7 +2,7 @@
 //!
 //! Each folder of `tests/golden/stream` is one: `*.sql` (the shipped tables are beside them), the files of static tables,
 //! `events.txt`, `expected.txt`. The expectation holds for the events as written, shuffled within the delay, killed and restarted at
-//! random places, and over other numbers of partitions. `UPDATE_GOLDEN=1` rewrites it from the run as written.
+//! random places, with open windows put on disk at others, and over other numbers of partitions. `UPDATE_GOLDEN=1` rewrites it from the run as written.
 //!
 //! `events.txt` has one record a line, `partition +arrival: row, row`; a row is a value per column of the source, times
 //! as `+ms` or `-ms` from `from`, null as `∅`. Other lines: `# comment`; `from TIME`; `prove partition +ms`, the
@@ -133,6 +133,9 @@ impl Golden {
             }
             stage.close();
             let Some(random) = kills.as_deref_mut() else { continue };
+            if random.random_ratio(1, 4) {
+                stage.spill();
+            }
             if random.random_ratio(1, 3) {
                 stage.glance();
             }
@@ -164,9 +167,16 @@ impl Golden {
             self.append(&mut stage, random.random_range(0..partitions), &record, latest);
             rest = after;
         }
-        let mut kills = random.random_range(0..4);
+        let (mut kills, spills) = (random.random_range(0..4), random.random_bool(0.5));
         while (0..partitions).any(|partition| stage.unread(partition) > 0) {
             stage.read(random.random_range(0..partitions));
+            if spills && random.random_ratio(1, 4) {
+                stage.spill();
+            }
+            if spills && kills > 0 && random.random_ratio(1, 6) {
+                kills -= 1;
+                stage.die_ahead();
+            }
             if random.random_bool(0.7) {
                 stage.close();
             }
@@ -248,4 +258,5 @@ fn every_golden_stream_gives_its_windows_however_it_comes() {
         }
     }
     assert!(wrong.is_empty(), "UPDATE_GOLDEN=1 rewrites these, when they are right:\n{wrong}");
+    assert!(Stage::spilled() > 1_000, "{} bytes were on disk at most", Stage::spilled());
 }

@@ -2,160 +2,19 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use emostream::clock::wall_ns;
-use emostream::engine::worker::{QueryReport, State};
-use emostream::engine::{Engine, KeptRecord, Place, Seat, Settings};
+use emostream::engine::Settings;
+use emostream::engine::worker::State;
 use emostream::log::embedded::{self, EmbeddedLog};
 use emostream::log::failpoint::CRASH_AT;
-use emostream::log::{Log, NewRecord, Record, Retention, TOPIC_BAD, TopicSpec};
-use emostream::reaction::time::{NS_PER_MS, format_rfc3339};
-use emostream::shutdown::Tasks;
-use serde_json::{Value, json};
-use tempfile::TempDir;
+use emostream::log::{Log, Record, Retention, TOPIC_BAD, TopicSpec};
+use emostream::reaction::time::NS_PER_MS;
+use serde_json::Value;
 
 use crate::support::binary::{Running, emostream};
-
-const HOUR_NS: i64 = 3600 * 1000 * NS_PER_MS;
-const PATIENCE: Duration = Duration::from_secs(40);
-const QUERY: &str = "INSERT INTO counts SELECT window.start, room, count FROM (
-  SELECT tumble(INTERVAL '100 milliseconds') AS window, room, count(*) AS count
-  FROM reactions WHERE user_id <> 'ghost' GROUP BY window, room
-);";
-
-fn tables(options: &str) -> String {
-    format!(
-        "CREATE TABLE reactions (user_id TEXT NOT NULL, room TEXT NOT NULL, note TEXT, at TIMESTAMP NOT NULL,
-  WATERMARK FOR at AS (at - INTERVAL '2 seconds')
-) WITH (connector = 'kafka', type = 'source', topic = 'given', format = 'json', framing = 'newline'{options});
-CREATE TABLE counts (window_start TIMESTAMP, room TEXT, count BIGINT) WITH (connector = 'kafka', type = 'sink');
-CREATE TABLE totals (window_start TIMESTAMP, count BIGINT) WITH (connector = 'kafka', type = 'sink');"
-    )
-}
-
-/// A row of a user in a room, so long after now.
-fn row(user: &str, room: &str, after_ns: i64) -> String {
-    let at = format_rfc3339(wall_ns() + after_ns);
-    json!({"user_id": user, "room": room, "note": "not read", "at": at}).to_string()
-}
-
-fn record(value: impl Into<Bytes>) -> NewRecord {
-    NewRecord { value: Some(value.into()), ..NewRecord::default() }
-}
-
-/// A log, a folder of SQL, and an engine that is started again and again.
-struct House {
-    dir: TempDir,
-    log: Arc<dyn Log>,
-    running: Option<(Tasks, Arc<Engine>)>,
-}
-
-impl House {
-    async fn new(files: &[(&str, &str)]) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir(dir.path().join("sql")).unwrap();
-        let log: Arc<dyn Log> =
-            EmbeddedLog::open(&dir.path().join("data"), embedded::Settings::default()).unwrap();
-        let mut house = Self { dir, log, running: None };
-        files.iter().for_each(|(name, text)| house.save(name, text));
-        house.restart(&Settings::default()).await;
-        house
-    }
-
-    fn save(&self, name: &str, text: &str) {
-        let (new, path) = (self.dir.path().join("new"), self.dir.path().join("sql").join(name));
-        std::fs::write(&new, text).unwrap();
-        std::fs::rename(new, path).unwrap();
-    }
-
-    async fn restart(&mut self, settings: &Settings) {
-        if let Some((tasks, engine)) = self.running.take() {
-            drop(engine);
-            assert!(tasks.stop(Duration::from_secs(20)).await, "it ends");
-        }
-        let (folder, retention) = (self.dir.path().join("sql"), Duration::from_secs(3600));
-        let place = Place { folder, partitions: 2, retention, servers: Vec::new() };
-        let tasks = Tasks::new();
-        let seat = Seat::occupy(&self.log, place, settings, &tasks).await.unwrap();
-        self.running = Some((tasks, seat.engine().unwrap()));
-    }
-
-    fn engine(&self) -> &Engine {
-        &self.running.as_ref().unwrap().1
-    }
-
-    async fn append(&self, partition: u32, values: Vec<Bytes>) {
-        let records = values.into_iter().map(record).collect();
-        self.log.append("given", partition, records).await.unwrap();
-    }
-
-    /// Waits until a query's report is so.
-    async fn until(&self, query: &str, is_so: impl Fn(&QueryReport) -> bool) -> QueryReport {
-        let mut last = None;
-        let waiting = async {
-            loop {
-                let report = self.engine().report(query).await.unwrap().unwrap();
-                if is_so(&report) {
-                    return report;
-                }
-                last = Some(report);
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        let found = tokio::time::timeout(PATIENCE, waiting).await;
-        found.unwrap_or_else(|_| panic!("still {last:?}"))
-    }
-
-    /// Waits until so many rows are accounted, and none is open.
-    async fn until_done(&self, query: &str, accepted: u64) -> QueryReport {
-        let done = |report: &QueryReport| {
-            report.state == State::Running && report.figures.open == 0 && report.figures.accepted == accepted
-        };
-        let report = self.until(query, done).await;
-        assert!(report.figures.is_conserved(), "{report:?}");
-        report
-    }
-
-    async fn until_kept(&self, count: usize) -> Vec<KeptRecord> {
-        let waiting = async {
-            loop {
-                let kept = self.engine().kept("counts").await.unwrap().unwrap();
-                if kept.len() >= count {
-                    return kept;
-                }
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, waiting).await.expect("it is kept")
-    }
-
-    async fn sum_of(&self, topic: &str) -> u64 {
-        let rows = records(self.log.as_ref(), topic).await;
-        rows.iter().map(|record| value(record)["count"].as_u64().unwrap()).sum()
-    }
-}
-
-fn value(record: &Record) -> Value {
-    serde_json::from_slice(record.value.as_ref().unwrap()).unwrap()
-}
-
-/// All committed records of a topic.
-async fn records(log: &dyn Log, topic: &str) -> Vec<Record> {
-    let mut records = Vec::new();
-    for (partition, range) in (0..).zip(log.describe(topic).await.unwrap().unwrap()) {
-        let mut reader = log.reader(topic, partition, range.start).await.unwrap();
-        let mut next = range.start;
-        while next < range.end {
-            let batch = reader.read(1 << 20, Duration::from_millis(100)).await.unwrap();
-            next = batch.next;
-            records.extend(batch.records);
-        }
-    }
-    records
-}
+use crate::support::house::{HOUR_NS, House, QUERY, WINDOWS, record, records, row, tables, value};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bad_record_costs_itself_only_and_is_kept_once_with_its_place_and_reason() {
@@ -249,13 +108,6 @@ async fn late_and_future_rows_are_written_whole_to_a_table_of_their_own() {
     house.until_kept(102).await;
     assert_eq!(records(house.log.as_ref(), "given_late").await.len(), 102, "and a hundred kept");
 }
-
-/// A query over this window, and in how many windows a row is.
-const WINDOWS: [(&str, u64); 3] = [
-    ("tumble(INTERVAL '100 milliseconds')", 1),
-    ("hop(INTERVAL '100 milliseconds', INTERVAL '300 milliseconds')", 3),
-    ("session(INTERVAL '100 milliseconds')", 1),
-];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_keys_stops_its_query_only_and_a_higher_limit_goes_on_exactly() {

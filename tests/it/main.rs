@@ -3,6 +3,7 @@
 // Clippy's exception for tests covers the test functions, not what they call.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod browser;
 mod changes;
 mod check;
 mod cli;
@@ -10,6 +11,7 @@ mod commands;
 mod connectors;
 mod crash;
 mod crash_saved;
+mod crowd;
 mod early;
 mod embedded_log;
 mod end_to_end;
@@ -29,14 +31,18 @@ mod oracle;
 mod partitions;
 mod pipeline;
 mod publish;
+mod register;
+mod register_kafka;
 mod run;
 mod session_changes;
 mod sharing;
 mod simulate;
 mod simulation;
+mod spill;
 mod sql;
 mod standby;
 mod statics;
 mod support;
 mod tables;
+mod watch;
 mod websocket;

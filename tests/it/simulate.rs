@@ -32,6 +32,8 @@ struct Faults {
     loses_every: Option<u64>,
     /// Every window is sent twice.
     sends_twice: bool,
+    /// It has live streams and nothing else, at another place than is asked for.
+    only_sends_on: bool,
 }
 
 struct Server {
@@ -64,6 +66,11 @@ async fn queries(State(server): State<Arc<Server>>) -> Json<Value> {
     }]}))
 }
 
+async fn send_on(request: Request) -> Response {
+    let location = format!("/elsewhere?{}", request.uri().query().unwrap_or_default());
+    (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, location)]).into_response()
+}
+
 async fn live(State(server): State<Arc<Server>>, request: Request) -> Response {
     let mut windows = server.windows.subscribe();
     let (mut parts, _) = request.into_parts();
@@ -88,11 +95,14 @@ async fn serve(faults: Faults, tasks: &Tasks) -> String {
     let (windows, _) = broadcast::channel(100);
     let server =
         Arc::new(Server { faults, requests: AtomicU64::default(), rows: AtomicU64::default(), windows });
-    let routes = Router::new()
-        .route("/v1/tables/reactions", post(take_rows))
-        .route("/v1/queries", get(queries))
-        .route("/v1/live", get(live))
-        .with_state(Arc::clone(&server));
+    let routes = match faults.only_sends_on {
+        true => Router::new().route("/v1/live", get(send_on)).route("/elsewhere", get(live)),
+        false => Router::new()
+            .route("/v1/tables/reactions", post(take_rows))
+            .route("/v1/queries", get(queries))
+            .route("/v1/live", get(live)),
+    };
+    let routes = routes.with_state(Arc::clone(&server));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stopped = tasks.token();
@@ -162,11 +172,33 @@ async fn run(plan: Plan) -> Result<Report, Failure> {
 async fn an_honest_server_is_verified() {
     let report = simulate_against(Faults { busy_every: Some(7), ..Faults::default() }).await;
     assert!(report.verified, "{report}");
-    assert_eq!(report.sent.accepted, 5_000, "{report}");
-    assert!(report.sent.busy > 0, "refused requests are sent again: {report}");
+    let sent = report.sent.as_ref().unwrap();
+    assert_eq!(sent.accepted, 5_000, "{report}");
+    assert!(sent.busy > 0, "refused requests are sent again: {report}");
     assert_eq!((report.watched.joined, report.watched.failed_joins), (20, 0), "{report}");
     assert!(report.watched.deliveries >= 20, "{report}");
     assert_eq!(report.queries[0].by_others, 0, "{report}");
+}
+
+#[tokio::test]
+async fn without_senders_it_watches_and_goes_where_it_is_sent() {
+    let tasks = Tasks::new();
+    let url = serve(Faults { only_sends_on: true, ..Faults::default() }, &tasks).await;
+    let report = run(Plan { senders: 0, ..plan(&url) }).await.unwrap();
+    assert!(tasks.stop(Duration::from_secs(5)).await);
+    assert!(report.verified && report.sent.is_none() && report.queries.is_empty(), "{report}");
+    assert_eq!((report.watched.joined, report.watched.failed_joins), (20, 0), "{report}");
+    assert!(report.watched.deliveries >= 20 && report.watched.deliveries_per_s > 0.0, "{report}");
+    let latency_ms = report.watched.latency_ms.unwrap();
+    assert!(latency_ms.p50 <= latency_ms.p99 && latency_ms.p99 <= latency_ms.max, "{report}");
+}
+
+#[tokio::test]
+async fn more_connections_than_a_process_may_have_are_refused() {
+    match run(Plan { viewers: 19_000, ..plan("http://127.0.0.1:1") }).await {
+        Err(Failure::Plan(detail)) => assert!(detail.contains("start several"), "{detail}"),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! What a partition gives away: what is over, for good, and looks at what is open. Pure.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use datafusion::common::Result;
@@ -11,6 +12,7 @@ use crate::engine::compile::Target;
 use crate::engine::early::OpenPane;
 use crate::engine::kept::Kept;
 use crate::engine::session::SessionRows;
+use crate::engine::spill::Spill;
 use crate::engine::taken::Taken;
 
 /// What a partition hands over when windows close: one step, so that results and positions agree.
@@ -92,10 +94,28 @@ impl Partition {
                 continue;
             }
             for (&start, pane) in open {
-                let partial = pane.accumulation.so_far(&query.cuts[*cut].aggregation, scratch)?;
+                let aggregation = &query.cuts[*cut].aggregation;
+                let is_here = pane.pieces.is_empty();
+                let partial = is_here.then(|| pane.accumulation.so_far(aggregation, scratch)).transpose()?;
                 found.push(OpenPane { cut: *cut, start, rows: pane.rows, partial });
             }
         }
         Ok(found)
+    }
+
+    /// Puts aside what open panes hold. What sessions hold, and rows without a window, stay in memory.
+    ///
+    /// # Errors
+    /// What DataFusion says of the aggregates' states, and why they cannot be put aside. Then this holds less than was taken
+    /// in, and nothing of it may be committed.
+    pub fn spill(&mut self, spill: &Arc<Spill>) -> Result<()> {
+        let source = &self.query.sources[self.source];
+        for (taken, input) in self.taken.iter_mut().zip(&source.inputs) {
+            let (Taken::Panes { open, .. }, Target::Cut { cut, .. }) = (taken, &input.into) else { continue };
+            for pane in open.values_mut() {
+                pane.spill(&self.query.cuts[*cut].aggregation, spill)?;
+            }
+        }
+        Ok(())
     }
 }

@@ -235,6 +235,18 @@ impl EmbeddedLog {
     async fn submit(&self, work: Work, under_way: Vec<UnderWay>, bytes: usize) -> Result<i64, LogError> {
         self.shared.submit(work, under_way, bytes).await
     }
+
+    async fn latest_with(
+        &self,
+        topic: &str,
+        only: Option<Bytes>,
+    ) -> Result<BTreeMap<Bytes, Record>, LogError> {
+        let topic = self.shared.topics.get(topic)?;
+        if !topic.is_compacted() {
+            return Err(LogError::Refused(format!("{} keeps no latest value per key", topic.name)));
+        }
+        self.shared.pool.with(move |db| schema::latest(db, &topic, only.as_ref())).await
+    }
 }
 
 impl Drop for EmbeddedLog {
@@ -319,11 +331,11 @@ impl Log for EmbeddedLog {
     }
 
     async fn latest(&self, topic: &str) -> Result<BTreeMap<Bytes, Record>, LogError> {
-        let topic = self.shared.topics.get(topic)?;
-        if !topic.is_compacted() {
-            return Err(LogError::Refused(format!("{} keeps no latest value per key", topic.name)));
-        }
-        self.shared.pool.with(move |db| schema::latest(db, &topic)).await
+        self.latest_with(topic, None).await
+    }
+
+    async fn latest_of(&self, topic: &str, key: &[u8]) -> Result<BTreeMap<Bytes, Record>, LogError> {
+        self.latest_with(topic, Some(Bytes::copy_from_slice(key))).await
     }
 
     async fn trim(&self, topic: &str, partition: u32, offset: i64) -> Result<(), LogError> {

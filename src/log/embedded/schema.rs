@@ -194,16 +194,23 @@ pub(super) fn read(
     Ok(batch)
 }
 
-/// The newest record of every key that has a value.
-pub(super) fn latest(db: &Connection, topic: &Topic) -> Result<BTreeMap<Bytes, Record>, LogError> {
+/// The newest record of every key that has a value; with its value, or only of one key.
+pub(super) fn latest(
+    db: &Connection,
+    topic: &Topic,
+    only: Option<&Bytes>,
+) -> Result<BTreeMap<Bytes, Record>, LogError> {
     let failed = |error: rusqlite::Error| not_written(&error);
     let mut newest: BTreeMap<Bytes, Record> = BTreeMap::new();
     for partition in &topic.partitions {
         let mut statement = db.prepare_cached(&partition.sql.select_live).map_err(failed)?;
         let mut rows = statement.query([partition.range().start]).map_err(failed)?;
         while let Some(row) = rows.next().map_err(failed)? {
-            let record = record(row, partition)?;
+            let mut record = record(row, partition)?;
             if let Some(key) = record.key.clone() {
+                if only.is_some_and(|only| *only != key) {
+                    record.value = None;
+                }
                 newest.insert(key, record);
             }
         }

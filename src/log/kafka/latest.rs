@@ -27,11 +27,12 @@ const ASK: Duration = Duration::from_millis(10);
 /// How long a partition may be silent before its end.
 const SILENCE: Duration = Duration::from_secs(10);
 
-/// See [`crate::log::Log::latest`]. Blocks.
+/// See [`crate::log::Log::latest`], and with `only` one key [`crate::log::Log::latest_of`]. Blocks.
 pub(super) fn latest(
     settings: &KafkaSettings,
     meta: &Meta,
     topic: &str,
+    only: Option<&Bytes>,
 ) -> Result<BTreeMap<Bytes, Record>, LogError> {
     let Some(partitions) = meta.ask_partitions(topic)? else {
         return Err(LogError::UnknownTopic(topic.to_owned()));
@@ -58,7 +59,7 @@ pub(super) fn latest(
             Some(consumer) => consumer,
             none => none.insert(create(&settings.scanner(), Context)?),
         };
-        scan(consumer, place, &mut newest)?;
+        scan(consumer, place, only, &mut newest)?;
     }
     Ok(newest)
 }
@@ -84,6 +85,7 @@ fn wait_until_decided(meta: &Meta, place: &Place, end: i64) -> Result<(), LogErr
 fn scan(
     consumer: &BaseConsumer<Context>,
     place: &Place,
+    only: Option<&Bytes>,
     newest: &mut BTreeMap<Bytes, Record>,
 ) -> Result<(), LogError> {
     let about = |error: KafkaError| failed(&place.0, &error);
@@ -95,9 +97,12 @@ fn scan(
         match consumer.poll(Duration::from_millis(100)) {
             Some(Ok(message)) => {
                 heard = Instant::now();
-                let record = record(&message, Bytes::copy_from_slice);
+                let mut record = record(&message, Bytes::copy_from_slice);
                 let Some(key) = record.key.clone() else { continue };
                 if record.value.is_some() {
+                    if only.is_some_and(|only| *only != key) {
+                        record.value = None;
+                    }
                     newest.insert(key, record);
                 } else {
                     newest.remove(&key);

@@ -148,7 +148,13 @@ impl Log for KafkaLog {
 
     async fn latest(&self, topic: &str) -> Result<BTreeMap<Bytes, Record>, LogError> {
         let (settings, meta, topic) = (self.settings.clone(), Arc::clone(&self.meta), topic.to_owned());
-        blocking(move || latest::latest(&settings, &meta, &topic)).await
+        blocking(move || latest::latest(&settings, &meta, &topic, None)).await
+    }
+
+    async fn latest_of(&self, topic: &str, key: &[u8]) -> Result<BTreeMap<Bytes, Record>, LogError> {
+        let (settings, meta, topic) = (self.settings.clone(), Arc::clone(&self.meta), topic.to_owned());
+        let only = Bytes::copy_from_slice(key);
+        blocking(move || latest::latest(&settings, &meta, &topic, Some(&only))).await
     }
 
     async fn lease(&self, name: &str) -> Result<Arc<dyn Lease>, LogError> {

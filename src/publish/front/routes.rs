@@ -1,21 +1,27 @@
-//! What a front answers: who is there, where to connect, who is to leave.
+//! What a front answers: who is there, where to connect, who is registered, who is to leave.
 
 use std::sync::Arc;
 
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, RawQuery, State};
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, Path, Query, RawQuery, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, delete, get, post, put};
 use axum::{Json, Router};
+use serde_json::json;
 use tower_http::cors::{Any, CorsLayer};
 
+use super::register::{Refusal, TakenIn};
 use super::{Front, Mode};
 use crate::http::Problem;
 use crate::log::LogError;
 use crate::publish::members::{MemberState, Topology};
 use crate::publish::placement::Refused;
 use crate::publish::routes::read_request;
+
+/// The longest registration; an id, a host and two names fit many times.
+const MAX_REGISTRATION_BYTES: usize = 16 << 10;
 
 fn refused(refused: Refused) -> Problem {
     let (kind, detail, retry_s) = match refused {
@@ -35,18 +41,70 @@ pub fn front_router(front: Arc<Front>) -> Router {
         .route("/v1/live/address", get(address))
         .route("/client.js", get(client_js))
         .layer(anywhere);
-    for_pages
-        .route("/v1/topology/{cluster}/{subscriber}/drain", put(drain).delete(undrain))
-        .route("/register", post(async || Problem::not_built("POST /register")))
-        .route("/register/{client_id}", delete(async || Problem::not_built("DELETE /register")))
+    for_pages.route("/v1/topology/{cluster}/{subscriber}/drain", put(drain).delete(undrain)).with_state(front)
+}
+
+/// Registrations of clients with an HTTP endpoint of their own.
+pub fn register_router(front: Arc<Front>) -> Router {
+    Router::new()
+        .route("/register", post(register))
+        .route("/register/{client_id}", delete(unregister))
+        .layer(DefaultBodyLimit::max(MAX_REGISTRATION_BYTES))
         .with_state(front)
 }
 
-/// What the `publish` role answers: [`front_router`], and live streams with the address of a subscriber.
+/// What the `publish` role answers: all of the above, and live streams with the address of a subscriber.
 pub fn publish_router(front: Arc<Front>) -> Router {
     let anywhere = CorsLayer::new().allow_origin(Any).allow_methods([Method::GET]).allow_headers(Any);
     let live = Router::new().route("/v1/live", any(redirect)).layer(anywhere).with_state(Arc::clone(&front));
-    front_router(front).merge(live)
+    front_router(Arc::clone(&front)).merge(register_router(front)).merge(live)
+}
+
+async fn register(
+    State(front): State<Arc<Front>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Problem> {
+    front.origins.check(&headers)?;
+    let body = body.map_err(|rejection| {
+        let detail =
+            format!("{}; a registration has at most {MAX_REGISTRATION_BYTES} bytes", rejection.body_text());
+        Problem::new(rejection.status(), "bad-registration", detail)
+    })?;
+    let TakenIn { client_id, cluster, subscriber, was_known } =
+        front.register(&body).await.map_err(not_registered)?;
+    let status = if was_known { StatusCode::OK } else { StatusCode::CREATED };
+    let answer = json!({"client_id": client_id, "cluster": cluster, "subscriber": subscriber});
+    Ok((status, Json(answer)).into_response())
+}
+
+async fn unregister(
+    State(front): State<Arc<Front>>,
+    headers: HeaderMap,
+    Path(client_id): Path<String>,
+) -> Result<StatusCode, Problem> {
+    front.origins.check(&headers)?;
+    if front.unregister(&client_id).await.map_err(not_registered)? {
+        return Ok(StatusCode::NO_CONTENT);
+    }
+    let detail = format!("no client '{client_id}' is registered");
+    Err(Problem::new(StatusCode::NOT_FOUND, "unknown-client", detail))
+}
+
+fn not_registered(refusal: Refusal) -> Problem {
+    let later = |kind, detail| Problem::new(StatusCode::SERVICE_UNAVAILABLE, kind, detail).retry_after(1);
+    match refusal {
+        Refusal::Wrong(detail) => Problem::new(StatusCode::BAD_REQUEST, "bad-registration", detail),
+        Refusal::Outside(detail) => Problem::new(StatusCode::FORBIDDEN, "outside-allowed-networks", detail),
+        Refusal::Full(most) => {
+            let detail = format!("{most} clients are registered, as many as [publish] max_registered allows");
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too-many-registered", detail).retry_after(60)
+        }
+        Refusal::NotPlaced(nobody) => refused(nobody),
+        Refusal::NotReady(detail) => later("not-ready", detail),
+        Refusal::Log(LogError::Refused(reason)) => Problem::new(StatusCode::BAD_REQUEST, "refused", reason),
+        Refusal::Log(error) => later("log-unavailable", error.to_string()),
+    }
 }
 
 async fn topology(State(front): State<Arc<Front>>) -> Json<Topology> {

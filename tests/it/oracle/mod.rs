@@ -1,7 +1,7 @@
 //! The oracle: random queries of the dialect over random events, against a batch DataFusion query over the same rows.
 //!
 //! One query is planned once and run over several sets of events, each with its own partitions, records, order of
-//! reading and kills. What fails is made small before it is shown. `EMOSTREAM_ORACLE_CASES=N` tries N queries.
+//! reading and kills, every other one with open windows put on disk at random places. What fails is made small before it is shown. `EMOSTREAM_ORACLE_CASES=N` tries N queries.
 
 mod events;
 mod query;
@@ -58,9 +58,17 @@ fn engine_answer(query: &Prepared, events: &Events) -> Rows {
         rest = after;
     }
     let mut restarts = events.restarts;
+    let spills = random.random_bool(0.5);
     while (0..events.partitions).any(|partition| stage.unread(partition) > 0) {
         let partition = random.random_range(0..events.partitions);
         stage.read(partition);
+        if spills && random.random_ratio(1, 3) {
+            stage.spill();
+        }
+        if spills && restarts > 0 && random.random_ratio(1, 6) {
+            restarts -= 1;
+            stage.die_ahead();
+        }
         if random.random_bool(0.7) {
             stage.close();
         }
@@ -193,4 +201,5 @@ fn a_random_query_over_random_events_gives_the_batch_answer() {
     });
     assert!(without_answer <= 1 + cases / 50, "{without_answer} of {cases} batch queries have no answer");
     assert!(compared >= cases, "{compared} rows in {cases} cases");
+    assert!(Stage::spilled() > 1_000, "{} bytes were on disk at most", Stage::spilled());
 }

@@ -2,10 +2,13 @@
 
 pub(crate) mod binary;
 pub(crate) mod books;
+pub(crate) mod browser;
 pub(crate) mod by_request;
 pub(crate) mod damage;
 pub(crate) mod dying;
+pub(crate) mod endpoint;
 pub(crate) mod golden;
+pub(crate) mod house;
 pub(crate) mod kafka;
 pub(crate) mod load;
 pub(crate) mod patient;

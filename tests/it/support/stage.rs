@@ -7,7 +7,8 @@
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use arrow::array::RecordBatch;
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use emostream::engine::closing::{Closed, Closer, Lane, Start, total};
 use emostream::engine::compile::CompiledQuery;
 use emostream::engine::early::{Look, cuts_of};
 use emostream::engine::partition::{Partition, TimeRules};
+use emostream::engine::spill::{Disk, Spill};
 use emostream::engine::statics::StaticTables;
 use emostream::engine::watermark;
 use emostream::log::codec::RecordCodec;
@@ -31,6 +33,13 @@ use super::rows;
 /// As in the settings' defaults.
 pub(crate) const RULES: TimeRules = TimeRules { future_tolerance_ms: 5_000, idle_ms: 0 };
 pub(crate) const MS: i64 = 1_000_000;
+
+/// So little memory that a window of some groups comes in several parts.
+static SPILL: LazyLock<Arc<Spill>> = LazyLock::new(|| {
+    let disk = Disk::new(&std::env::temp_dir(), 1 << 30).unwrap();
+    Arc::new(Spill::new(Arc::new(disk), 8 << 10).unwrap())
+});
+static SPILLED: AtomicU64 = AtomicU64::new(0);
 
 /// A compiled query.
 #[derive(Clone)]
@@ -104,7 +113,7 @@ pub(crate) struct Stage {
     // What a kill leaves.
     log: Vec<Vec<Record>>,
     checkpoint: Option<Checkpoint>,
-    saved: BTreeMap<String, Vec<u8>>,
+    saved: BTreeMap<String, Bytes>,
     emitted: Vec<Emitted>,
     /// By sink and window: the revision told last.
     early: BTreeMap<(String, Window), u64>,
@@ -143,8 +152,9 @@ impl Stage {
             |lane: &Lane| Partition::new(Arc::clone(&self.query.query), *lane, RULES, &start).unwrap();
         self.partitions = start.lanes.iter().map(partition).collect();
         self.closer = Closer::new(Arc::clone(&self.query.query), 1, &start);
-        let saved = self.saved.iter().map(|(key, value)| (key.as_bytes(), value.as_slice()));
-        self.closer.restore(&start, saved).unwrap();
+        let saved = self.closer.find_saved(&start, self.saved.keys().map(String::as_bytes)).unwrap();
+        saved.iter().for_each(|key| self.closer.restore(key, &self.saved[&key.key]).unwrap());
+        self.closer.restored(&start).unwrap();
         self.reached = None;
     }
 
@@ -303,8 +313,8 @@ impl Stage {
     /// The transaction: results and checkpoint, both or none.
     pub(crate) fn commit(&mut self, closed: &Closed) {
         for saved in &closed.saved {
-            match &saved.value {
-                Some(value) => drop(self.saved.insert(saved.key.clone(), value.clone())),
+            match saved.value().unwrap() {
+                Some(value) => drop(self.saved.insert(saved.key.clone(), value)),
                 None => drop(self.saved.remove(&saved.key)),
             }
         }
@@ -337,6 +347,28 @@ impl Stage {
         assert!(closed.checkpoint.emitted >= before, "`emitted` stepped back");
         let text = serde_json::to_vec(&closed.checkpoint).unwrap();
         self.checkpoint = Some(serde_json::from_slice(&text).unwrap());
+    }
+
+    /// Puts on disk what open windows hold.
+    pub(crate) fn spill(&mut self) {
+        self.partitions.iter_mut().for_each(|partition| partition.spill(&SPILL).unwrap());
+        self.closer.spill(&SPILL).unwrap();
+        self.check();
+        SPILLED.fetch_max(SPILL.used(), Ordering::Relaxed);
+    }
+
+    /// The most that any stage of this process had on disk.
+    pub(crate) fn spilled() -> u64 {
+        SPILLED.load(Ordering::Relaxed)
+    }
+
+    /// As after `kill -9` between what goes ahead of a commit and the commit.
+    pub(crate) fn die_ahead(&mut self) {
+        let Some(closed) = self.hand_over(false) else { return };
+        for saved in closed.saved.iter().filter(|saved| saved.goes_ahead()) {
+            self.saved.insert(saved.key.clone(), saved.value().unwrap().unwrap());
+        }
+        self.restart();
     }
 
     /// Closes what is over and commits it.

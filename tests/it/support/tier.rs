@@ -48,7 +48,8 @@ fn sink() -> Table {
     }
 }
 
-fn program() -> watch::Sender<Arc<ProgramView>> {
+/// A program with the sink.
+pub(crate) fn program() -> watch::Sender<Arc<ProgramView>> {
     let tables = BTreeMap::from([(SINK.to_owned(), sink())]);
     watch::Sender::new(Arc::new(ProgramView { tables, ..ProgramView::default() }))
 }
