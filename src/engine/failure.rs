@@ -33,6 +33,11 @@ impl From<DataFusionError> for Failure {
         // What the engine says itself has nothing to be introduced by.
         match error.find_root() {
             DataFusionError::External(own) => Self::Stop(own.to_string()),
+            DataFusionError::ResourcesExhausted(what) => Self::Stop(format!(
+                "what is made of a window that is on disk takes too much memory: {what}. It has as much as [engine] \
+                 max_state_bytes says, from 32 MB to 1 GB. What is committed stays, and the query goes on from there: raise \
+                 it and start again, or let HAVING leave fewer rows"
+            )),
             _ => Self::Stop(error.to_string()),
         }
     }

@@ -29,8 +29,9 @@ pub use self::disk::Disk;
 pub(crate) use self::parts::InParts;
 pub(crate) use self::piece::Piece;
 
-/// The operators above a cut have at least as much memory, however little the query may hold in its windows.
-const MIN_OPERATORS_BYTES: usize = 32 << 20;
+/// The operators above a cut have at least and at most as much memory, whatever the query may hold in its windows: less is
+/// no use to a sort, and it puts its rows side by side, whose texts no array larger than two gigabytes can hold.
+const OPERATORS_BYTES: (usize, usize) = (32 << 20, 1 << 30);
 /// And the results of one commit.
 const MIN_RESULTS_BYTES: u64 = 64 << 20;
 /// The rows of one batch of a window in parts.
@@ -110,7 +111,7 @@ impl Spill {
     /// What DataFusion says of its own operators' place.
     pub fn new(shelf: Arc<dyn Shelf>, memory: u64) -> Result<Self> {
         let memory = usize::try_from(memory).unwrap_or(usize::MAX);
-        let operators = operators::context(&shelf, memory.max(MIN_OPERATORS_BYTES))?;
+        let operators = operators::context(&shelf, memory.clamp(OPERATORS_BYTES.0, OPERATORS_BYTES.1))?;
         Ok(Self { shelf, memory, operators })
     }
 
