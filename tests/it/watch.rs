@@ -131,5 +131,5 @@ async fn watch_says_what_is_wrong_and_ends() {
     let process = Running::up(dir.path(), &[]);
     process.ready().await;
     let (code, said) = run(process.url(""), &["--room", ""]);
-    assert!(code == Some(1) && said.contains("room="), "{code:?} {said}");
+    assert!(code == Some(1) && said.contains("room takes"), "{code:?} {said}");
 }
