@@ -197,7 +197,7 @@ impl Run {
             if closing.lost.is_some() || bounds.exceeded_by(self.in_memory()).is_none() {
                 return Ok(());
             }
-            self.put_aside(&mut closing, spill).map_err(|error| {
+            let left = self.put_aside(&mut closing, spill).map_err(|error| {
                 let failure = Failure::from(error);
                 if let Failure::Stop(reason) = &failure {
                     closing.lost = Some(reason.clone());
@@ -206,19 +206,22 @@ impl Run {
             })?;
             let bytes = spill.used();
             tracing::debug!(query = self.query.name, bytes, "open windows are put on disk");
-            bounds.exceeded_by(self.in_memory()).map_or(Ok(()), |excess| Err(excess.stop_although_spilled()))
+            bounds.exceeded_by(left).map_or(Ok(()), |excess| Err(excess.stop_although_spilled()))
         })
     }
 
-    fn put_aside(&self, closing: &mut Closing, spill: &Arc<Spill>) -> Result<(), DataFusionError> {
+    /// Returns what is left, apart from what other partitions' readers take in meanwhile: they look for themselves.
+    fn put_aside(&self, closing: &mut Closing, spill: &Arc<Spill>) -> Result<Size, DataFusionError> {
+        let mut left = Size::default();
         for lane in &self.lanes {
             let mut partition = lock(&lane.partition);
             partition.spill(spill)?;
+            left = left + partition.size();
             lane.held.store(partition.size());
         }
         closing.closer.spill(spill)?;
         self.held.store(closing.closer.size());
-        Ok(())
+        Ok(left + closing.closer.size())
     }
 
     /// How many bytes of open windows are on disk.
