@@ -1,6 +1,6 @@
 //! A subscriber: reads its cluster's topic and holds clients' connections.
 //!
-//! Clients come and go through [`Subscriber::join`]; what the connection speaks (WebSocket, Server-Sent Events) is the
+//! Clients come and go through `Subscriber::reserve`; what the connection speaks (WebSocket, Server-Sent Events) is the
 //! routes' business.
 
 use std::collections::{BTreeMap, VecDeque};
