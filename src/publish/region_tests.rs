@@ -24,25 +24,30 @@ async fn endpoint(tasks: &Tasks) -> (u16, mpsc::Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let (heard, messages) = mpsc::channel(16);
+    let stop = tasks.token();
     tasks.spawn(async move {
-        while let Ok((mut connection, _)) = listener.accept().await {
-            let mut text = String::new();
-            let mut bytes = [0; 4096];
-            while let Ok(length) = connection.read(&mut bytes).await
-                && length > 0
-            {
-                text.push_str(std::str::from_utf8(&bytes[..length]).unwrap());
-                if let Some((head, body)) = text.split_once("\r\n\r\n")
-                    && head.to_lowercase().contains(&format!("content-length: {}", body.len()))
-                {
-                    heard.send(body.to_owned()).await.unwrap();
-                    text.clear();
-                    connection.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
-                }
-            }
-        }
+        stop.run_until_cancelled(listen(&listener, &heard)).await;
     });
     (port, messages)
+}
+
+async fn listen(listener: &TcpListener, heard: &mpsc::Sender<String>) {
+    while let Ok((mut connection, _)) = listener.accept().await {
+        let mut text = String::new();
+        let mut bytes = [0; 4096];
+        while let Ok(length) = connection.read(&mut bytes).await
+            && length > 0
+        {
+            text.push_str(std::str::from_utf8(&bytes[..length]).unwrap());
+            if let Some((head, body)) = text.split_once("\r\n\r\n")
+                && head.to_lowercase().contains(&format!("content-length: {}", body.len()))
+            {
+                heard.send(body.to_owned()).await.unwrap();
+                text.clear();
+                connection.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

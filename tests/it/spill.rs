@@ -212,7 +212,9 @@ async fn a_million_users_in_an_hour_fit_in_little_memory_and_a_killed_process_lo
     process.ready().await;
     process.poll("/v1/queries/top", |answer| accepted(answer) > USERS * 3 / 4).await;
     process.poll("/v1/queries/top", |answer| accepted(answer) > USERS + 3 * USERS / RECORD).await;
-    let told = process.windows("best", |windows| !windows.is_empty()).await;
+    // The row that moves time on has a window too, which the clock closes.
+    let of_the_hour = |window: &&Value| window["start"] == format_rfc3339(hour_ns);
+    let told = process.windows("best", |windows| windows.iter().any(|window| of_the_hour(&window))).await;
     peaks.push(peak_mb(&process));
     let stars = USERS / RECORD;
     let rows: Vec<Value> = (0..3)
@@ -223,15 +225,15 @@ async fn a_million_users_in_an_hour_fit_in_little_memory_and_a_killed_process_lo
             })
         })
         .collect();
+    let told: Vec<&Value> = told.iter().filter(of_the_hour).collect();
     let mut found = told[0]["rows"].as_array().unwrap().clone();
     found.sort_by_key(|row| row["user_id"].to_string());
     assert_eq!((told.len(), found), (1, rows));
     let report = process.json("/v1/queries/top").await;
     let all = USERS + 3 * stars;
-    assert_eq!(
-        (&report["counted"], &report["open"], &report["accepted"]),
-        (&json!(all), &json!(3), &json!(all + 3))
-    );
+    let figure = |name: &str| report[name].as_u64().unwrap();
+    assert_eq!((figure("counted") + figure("open"), figure("accepted")), (all + 3, all + 3));
+    assert!(figure("counted") >= all, "{report}");
     eprintln!("the most memory, of three processes: {peaks:?} MB");
     assert!(peaks.iter().all(|peak| *peak < 300), "{peaks:?}");
 }
