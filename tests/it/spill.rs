@@ -220,7 +220,7 @@ async fn users_of_an_hour_fit_in_little_memory_and_a_killed_process_loses_none()
     let rows: Vec<Value> = (0..3)
         .map(|star: u64| {
             json!({
-                "window_start": format_rfc3339(hour_ns), "user_id": format!("a-user-with-a-rather-long-name-{star:09}"),
+                "user_id": format!("a-user-with-a-rather-long-name-{star:09}"),
                 "plays": stars + 1, "points": stars * (stars - 1) / 2 + star, "least": 0,
             })
         })
