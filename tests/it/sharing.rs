@@ -158,7 +158,7 @@ fn ten() -> Vec<(&'static str, String)> {
     [
         ("every_room", half, "room", "count(*)", "true"),
         ("busy_rooms", half, "room", "count(*)", "value > 200"),
-        ("quiet_rooms", half, "room", "count(*)", "value < 200"),
+        ("quiet_rooms", half, "room", "count(*)", "value < 2000"),
         ("r_one", half, "room", "count(*)", "name = 'r1'"),
         ("weights", half, "room", "sum(weight)", "true"),
         ("users", half, "user_id", "count(*)", "true"),
