@@ -23,6 +23,8 @@ use crate::sync::lock;
 
 /// How long a question may take.
 pub(super) const ANSWER: Duration = Duration::from_secs(5);
+/// How long to wait before a partition without a leader is asked about again.
+const LEADERLESS: Duration = Duration::from_millis(100);
 
 /// How long open transactions are waited for when the ends of partitions are asked for.
 const DECIDED: Duration = Duration::from_secs(1);
@@ -204,9 +206,28 @@ impl Meta {
         Ok((*found).min(end))
     }
 
+    /// Asks again while a partition has no leader: one that was just created, or whose broker was just lost.
+    fn offsets(
+        &self,
+        client: &BaseConsumer<Context>,
+        places: &BTreeSet<Place>,
+        at: Offset,
+        timeout: Duration,
+    ) -> KafkaResult<HashMap<Place, i64>> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            match self.offsets_now(client, places, at, timeout) {
+                Err(error) if lacks_leader(&error) && Instant::now() < deadline => {
+                    std::thread::sleep(LEADERLESS)
+                }
+                answer => return answer,
+            }
+        }
+    }
+
     /// Asks, and where an answer is missing asks for the leaders anew and then once more: this kind of question
     /// leaves an outdated leader epoch in librdkafka's cache for a quarter of an hour (seen after a broker had hung).
-    fn offsets(
+    fn offsets_now(
         &self,
         client: &BaseConsumer<Context>,
         places: &BTreeSet<Place>,
@@ -234,6 +255,11 @@ impl Meta {
         }
         due
     }
+}
+
+fn lacks_leader(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(error.rdkafka_error_code(), Some(Code::NotLeaderForPartition | Code::LeaderNotAvailable))
 }
 
 /// One ListOffsets request per broker. (`offsets_for_times` passes the special times "beginning" and "end" on.)

@@ -123,14 +123,15 @@ impl Running {
     }
 }
 
-/// The first line, empty when there is none; `None` when it does not come within a test's patience.
+/// The line that says where it is, empty when there is none; `None` when it does not come within a test's patience. What a
+/// query writes to standard output may come before it.
 fn first_line(stdout: ChildStdout) -> Option<String> {
     let (tell, told) = mpsc::sync_channel(1);
     std::thread::spawn(move || {
-        let mut line = String::new();
-        let read = BufReader::new(stdout).read_line(&mut line);
+        let mut lines = BufReader::new(stdout).lines().map_while(Result::ok);
+        let line = lines.find(|line| !line.starts_with('{'));
         // Nobody listens any more when it came too late.
-        tell.send(read.map(|_| line).unwrap_or_default()).ok();
+        tell.send(line.unwrap_or_default()).ok();
     });
     told.recv_timeout(PATIENCE).ok()
 }
