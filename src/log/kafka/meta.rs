@@ -207,6 +207,7 @@ impl Meta {
     }
 
     /// Asks again while a partition has no leader: one that was just created, or whose broker was just lost.
+    #[allow(clippy::disallowed_methods)] // the questions block too: they are asked on threads of their own
     fn offsets(
         &self,
         client: &BaseConsumer<Context>,
