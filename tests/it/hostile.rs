@@ -86,14 +86,14 @@ async fn who_does_not_read_is_closed_and_holds_nobody() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_is_silent_is_pinged_and_then_closed() {
     let patience = Patience {
-        ping_every: Duration::from_millis(200),
-        silent_for: Duration::from_millis(700),
+        ping_every: Duration::from_millis(500),
+        silent_for: Duration::from_millis(1_750),
         ..Patience::default()
     };
     let (tier, _log, _folder) = tier(patience).await;
+    let began = Instant::now();
     let mut silent = RawSocket::open(&tier.address, "/v1/live").await;
     let mut answering = RawSocket::open(&tier.address, "/v1/live").await;
-    let began = Instant::now();
     let being_silent = async {
         let mut pings = 0;
         loop {
