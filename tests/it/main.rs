@@ -31,6 +31,7 @@ mod oracle;
 mod partitions;
 mod pipeline;
 mod publish;
+mod region;
 mod register;
 mod register_kafka;
 mod run;

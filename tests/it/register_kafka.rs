@@ -128,7 +128,7 @@ async fn registered_clients_move_from_who_dies_or_drains_and_go_on_where_they_we
 }
 
 /// Room and start of every window that closed.
-async fn closed(query: &Running) -> BTreeSet<(String, String)> {
+pub(crate) async fn closed(query: &Running) -> BTreeSet<(String, String)> {
     let windows = books::all_results(query, "by_request").await;
     windows
         .iter()
