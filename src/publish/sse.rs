@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::Stream;
-use futures::stream::unfold;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -29,15 +28,6 @@ struct Connection {
     ends_at: Option<Instant>,
     /// The client takes its events compressed.
     gzip: Option<gzip::Stream>,
-    part: Part,
-}
-
-/// Where in its stream a connection is.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Part {
-    Begin,
-    Events,
-    End,
 }
 
 /// The stream of one client; ends when the process stops, after what waits already, or when the client is to be
@@ -47,7 +37,7 @@ pub(super) fn stream(
     after: Option<String>,
     compressed: bool,
 ) -> impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static {
-    let connection = Connection {
+    let mut connection = Connection {
         leave: seat.leave(),
         stop: seat.stop(),
         seat,
@@ -55,28 +45,22 @@ pub(super) fn stream(
         waiting: VecDeque::new(),
         ends_at: None,
         gzip: compressed.then(gzip::Stream::default),
-        part: Part::Begin,
     };
-    unfold(connection, async |mut connection| Some((Ok(connection.next().await?), connection)))
+    async_stream::stream! {
+        if let Some(gzip) = &connection.gzip {
+            yield Ok(gzip.begin());
+        }
+        while let Some(event) = connection.event().await {
+            yield Ok(event);
+        }
+        if let Some(gzip) = &connection.gzip {
+            yield Ok(gzip.end());
+        }
+    }
 }
 
 impl Connection {
-    async fn next(&mut self) -> Option<Bytes> {
-        if let (Part::Begin, Some(gzip)) = (self.part, &self.gzip) {
-            self.part = Part::Events;
-            return Some(gzip.begin());
-        }
-        if self.part == Part::End {
-            return None;
-        }
-        let event = self.event().await;
-        if event.is_none() {
-            self.part = Part::End;
-            return self.gzip.as_ref().map(gzip::Stream::end);
-        }
-        event
-    }
-
+    /// The next event; `None` when the client is to be elsewhere.
     async fn event(&mut self) -> Option<Bytes> {
         if self.waiting.is_empty() {
             let is_told = self.ends_at.is_some();
