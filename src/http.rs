@@ -4,7 +4,7 @@ mod connection;
 mod stall;
 pub mod upgrade;
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Json;
@@ -153,6 +153,11 @@ impl Origins {
     }
 }
 
+/// Lets pages of any origin GET: what is shown to everyone.
+pub fn shown_anywhere() -> CorsLayer {
+    CorsLayer::new().allow_origin(Any).allow_methods([Method::GET]).allow_headers(Any)
+}
+
 /// An address, or the name that every machine has for itself: what no foreign page can be served under.
 fn is_own_name(host: &str) -> bool {
     let name = match host.rsplit_once(':') {
@@ -183,7 +188,7 @@ impl Readiness {
 
     /// Adds a check; `check` says what is missing, and must not block.
     pub fn add(&self, name: &'static str, check: impl Fn() -> Result<(), String> + Send + Sync + 'static) {
-        self.lock().push((name, Arc::new(check)));
+        lock(&self.checks).push((name, Arc::new(check)));
     }
 
     /// Adds what `/readyz` also says, when there is something to say; must not block.
@@ -198,14 +203,10 @@ impl Readiness {
 
     /// What is missing, as `name: reason`; empty when ready.
     pub fn missing(&self) -> Vec<String> {
-        let checks = self.lock().clone();
+        let checks = lock(&self.checks).clone();
         let missing =
             checks.into_iter().filter_map(|(name, check)| Some(format!("{name}: {}", check().err()?)));
         missing.collect()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<(&'static str, Check)>> {
-        lock(&self.checks)
     }
 }
 

@@ -10,7 +10,7 @@ use reqwest::{Url, header};
 use tokio::time::timeout;
 
 use crate::simulate::sse::{Event, Parser};
-use crate::simulate::with_causes;
+use crate::simulate::{endpoint, with_causes};
 
 /// How long a server may take to begin its answer.
 const BEGIN: Duration = Duration::from_secs(10);
@@ -36,10 +36,7 @@ pub(super) struct Live {
 impl Live {
     /// Asks the server at `url` with these parameters.
     pub(super) async fn open(url: &Url, parameters: &[(&str, &str)]) -> Result<Self, Trouble> {
-        let mut live = url.clone();
-        if let Ok(mut segments) = live.path_segments_mut() {
-            segments.pop_if_empty().extend(["v1", "live"]);
-        }
+        let mut live = endpoint(url, &["v1", "live"]);
         live.query_pairs_mut().extend_pairs(parameters);
         let client = reqwest::Client::builder().http1_only().build().map_err(|error| outside(url, error))?;
         let request = client.get(live).header(header::ACCEPT, "text/event-stream").send();

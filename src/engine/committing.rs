@@ -63,7 +63,7 @@ pub(super) async fn save_ahead(
     for (place, saved) in ahead.iter().enumerate() {
         let value = saved.value()?;
         bytes += value.as_ref().map_or(0, Bytes::len);
-        records.push((TOPIC_CHECKPOINTS.to_owned(), 0, keyed(saved.key.clone(), value)));
+        records.push((TOPIC_CHECKPOINTS.to_owned(), 0, NewRecord::keyed(saved.key.clone(), value)));
         if bytes >= AHEAD_BYTES || place + 1 == ahead.len() {
             let transaction = Transaction { records: std::mem::take(&mut records), consumed: Vec::new() };
             bytes = 0;
@@ -73,10 +73,6 @@ pub(super) async fn save_ahead(
         }
     }
     Ok(true)
-}
-
-fn keyed(key: String, value: Option<Bytes>) -> NewRecord {
-    NewRecord { key: Some(Bytes::from(key)), value, ..NewRecord::default() }
 }
 
 pub(super) fn transaction(
@@ -98,9 +94,9 @@ pub(super) fn transaction(
     let value = serde_json::to_vec(&closed.checkpoint)
         .map_err(|error| Failure::Stop(format!("the checkpoint cannot be written: {error}")))?;
     for saved in closed.saved.iter().filter(|saved| !saved.goes_ahead()) {
-        records.push((TOPIC_CHECKPOINTS.to_owned(), 0, keyed(saved.key.clone(), saved.value()?)));
+        records.push((TOPIC_CHECKPOINTS.to_owned(), 0, NewRecord::keyed(saved.key.clone(), saved.value()?)));
     }
-    records.push((TOPIC_CHECKPOINTS.to_owned(), 0, keyed(query.name.clone(), Some(value.into()))));
+    records.push((TOPIC_CHECKPOINTS.to_owned(), 0, NewRecord::keyed(query.name.clone(), Some(value.into()))));
     Ok(Transaction { records, consumed: group::consumed(query, &closed.checkpoint) })
 }
 

@@ -187,7 +187,7 @@ impl Feed {
         let position = serde_json::to_vec(&position).map_err(|error| Failure::Stop(error.to_string()))?;
         let topic = &self.table.topic;
         let mut all: Vec<_> = records.into_iter().map(|record| (topic.clone(), 0, record)).collect();
-        all.push((TOPIC_CHECKPOINTS.to_owned(), 0, NewRecord::keyed(self.id(), Some(position))));
+        all.push((TOPIC_CHECKPOINTS.to_owned(), 0, NewRecord::keyed(self.id(), Some(position.into()))));
         let transaction = Transaction { records: all, consumed: Vec::new() };
         failpoint::hit("engine.feed.before");
         commit(writer, &transaction).await?;

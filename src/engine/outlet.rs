@@ -101,7 +101,7 @@ impl Outlet {
             position.bytes += written;
             position.offset = batch.next;
             let value = serde_json::to_vec(&position).map_err(|error| Failure::Stop(error.to_string()))?;
-            let record = NewRecord::keyed(self.id(), Some(value));
+            let record = NewRecord::keyed(self.id(), Some(value.into()));
             let records = vec![(TOPIC_CHECKPOINTS.to_owned(), 0, record)];
             commit(writer.as_mut(), &Transaction { records, consumed: Vec::new() }).await?;
             log.hold(&self.id(), topic, 0, Some(position.offset)).await?;

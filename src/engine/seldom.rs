@@ -3,8 +3,9 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
-use crate::sync::lock;
 use tokio::time::Instant;
+
+use crate::sync::lock;
 
 /// The least time between two tellings.
 const APART: Duration = Duration::from_secs(1);

@@ -107,8 +107,8 @@ pub struct NewRecord {
 
 impl NewRecord {
     /// A record of a compacted topic; without a value it removes the key.
-    pub fn keyed(key: impl Into<String>, value: Option<Vec<u8>>) -> Self {
-        Self { key: Some(Bytes::from(key.into())), value: value.map(Bytes::from), ..Self::default() }
+    pub fn keyed(key: impl Into<Bytes>, value: Option<Bytes>) -> Self {
+        Self { key: Some(key.into()), value, ..Self::default() }
     }
 
     /// Adds a header with a text value.

@@ -370,10 +370,10 @@ fn changes(running: &ProgramView, program: &ProgramView) -> Result<Vec<NewRecord
     let unreadable = |error: serde_json::Error| LogError::Refused(error.to_string());
     let (before, after) = (running.entries().map_err(unreadable)?, program.entries().map_err(unreadable)?);
     let gone = before.keys().filter(|key| !after.contains_key(*key));
-    let gone = gone.map(|key| NewRecord::keyed(key.as_str(), None));
+    let gone = gone.map(|key| NewRecord::keyed(key.clone(), None));
     let gone: Vec<_> = gone.collect();
     let changed = after.into_iter().filter(|(key, value)| before.get(key) != Some(value));
-    Ok(changed.map(|(key, value)| NewRecord::keyed(key, Some(value))).chain(gone).collect())
+    Ok(changed.map(|(key, value)| NewRecord::keyed(key, Some(value.into()))).chain(gone).collect())
 }
 
 #[cfg(test)]

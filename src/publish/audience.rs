@@ -265,11 +265,7 @@ mod tests {
     }
 
     fn ids(client: &Client) -> Vec<u64> {
-        let id = |delivery| match delivery {
-            Delivery::Window { message, .. } => message.id.sequence,
-            Delivery::Gap => 0,
-        };
-        client.take().into_iter().map(id).collect()
+        client.take().iter().map(|delivery| delivery.id().map_or(0, |id| id.sequence)).collect()
     }
 
     #[test]

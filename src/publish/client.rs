@@ -95,19 +95,13 @@ impl Batch {
 
     /// How many of its first deliveries somebody has who has everything up to `have`.
     pub(super) fn known_to(&self, have: Option<LiveId>) -> usize {
-        let is_known = |delivery: &Delivery| match delivery {
-            Delivery::Window { message, .. } => Some(message.id) <= have,
-            Delivery::Gap => false,
-        };
+        let is_known = |delivery: &Delivery| delivery.id().is_some_and(|id| Some(id) <= have);
         self.deliveries.iter().rposition(is_known).map_or(0, |last| last + 1)
     }
 
     /// The id of its last window.
     pub(super) fn last_id(&self) -> Option<LiveId> {
-        self.deliveries.iter().rev().find_map(|delivery| match delivery {
-            Delivery::Window { message, .. } => Some(message.id),
-            Delivery::Gap => None,
-        })
+        self.deliveries.iter().rev().find_map(Delivery::id)
     }
 
     fn frames(&self) -> &Frames {
@@ -169,7 +163,7 @@ impl Waiting {
         while length < WRITE_BYTES
             && let Some(delivery) = self.first.pop_front().or_else(|| self.queue.pop())
         {
-            let after = if delivery.is_window() { None } else { self.after.take() };
+            let after = if delivery.id().is_some() { None } else { self.after.take() };
             let frame = frame(&delivery, after.as_deref());
             length += frame.len();
             frames.push(frame);
@@ -219,8 +213,7 @@ impl Client {
             match socket.try_write(&frames.bytes[start..]) {
                 Ok(written @ 1..) => {
                     let (at, begun) = (start + written, frames.begun(start + written));
-                    let windows =
-                        batch.deliveries[from..begun].iter().filter(|delivery| delivery.is_window());
+                    let windows = batch.deliveries[from..begun].iter().filter_map(Delivery::id);
                     given.written = windows.count() as u64;
                     if at == frames.bytes.len() {
                         return given;

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Members;
 use super::endpoint::{Endpoint, Order, Outbox, Poster, Said};
-use super::registrations::{Place, Registrations, View, acknowledged_record, removal};
+use super::registrations::{Acknowledged, Place, Registrations, View, acknowledged_record, removal};
 use super::subscriber::{Since, Subscriber};
 use crate::log::NewRecord;
 use crate::shutdown::Tasks;
@@ -211,17 +211,15 @@ fn orders(view: &View, subscriber: (&str, &str)) -> BTreeMap<String, (Order, Sin
         let Some(place) = client.place else { continue };
         if (place.cluster.as_str(), place.subscriber.as_str()) == subscriber {
             let order = Order { registration: client.registration.clone(), place: place.clone() };
-            orders.insert(client.id.to_owned(), (order, since(view, client.id)));
+            orders.insert(client.id.to_owned(), (order, since(client.acknowledged)));
         }
     }
     orders
 }
 
-fn since(view: &View, id: &str) -> Since {
-    match view.client(id).and_then(|client| client.acknowledged) {
-        None => Since::Now,
-        Some(acknowledged) => acknowledged.id.map_or(Since::Start, Since::After),
-    }
+/// Where a client goes on that has that.
+fn since(acknowledged: Option<Acknowledged>) -> Since {
+    acknowledged.map_or(Since::Now, |acknowledged| acknowledged.id.map_or(Since::Start, Since::After))
 }
 
 /// Waits for the subscriber that served a client before.
@@ -251,7 +249,7 @@ impl Handover {
             _ = is_elsewhere => {}
             () = self.stop.cancelled() => {}
         }
-        self.registrations.look(|view| since(view, id))
+        self.registrations.look(|view| since(view.client(id).and_then(|client| client.acknowledged)))
     }
 
     fn is_over(&self, id: &str) -> bool {

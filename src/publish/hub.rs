@@ -62,10 +62,7 @@ impl Hub {
     /// Takes a client in, which begins with what it missed.
     pub(super) fn join(&mut self, request: &LiveRequest, client: &Arc<Client>) -> Joined {
         let (first, floor) = self.first(request);
-        let given = first.iter().rev().find_map(|delivery| match delivery {
-            Delivery::Window { message, .. } => Some(message.id),
-            Delivery::Gap => None,
-        });
+        let given = first.iter().rev().find_map(Delivery::id);
         client.begin(first, request.after.as_deref());
         let number = self.next_number;
         self.next_number += 1;
@@ -216,11 +213,7 @@ mod tests {
                 }
             }
             came.extend(guest.1.take());
-            let id = |delivery| match delivery {
-                Delivery::Window { message, .. } => message.id.sequence,
-                Delivery::Gap => 0,
-            };
-            came.into_iter().map(id).collect()
+            came.iter().map(|delivery| delivery.id().map_or(0, |id| id.sequence)).collect()
         }
     }
 

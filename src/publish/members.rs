@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
+use super::tail;
 use crate::clock;
 use crate::log::program::system_topics;
 use crate::log::{Log, LogError, NewRecord, Record, TOPIC_MEMBERS};
@@ -164,7 +165,7 @@ impl Heart {
         let states: Vec<MemberState> = lock(&self.pulses).iter().map(|pulse| pulse()).collect();
         let record = |state: &MemberState| {
             let value = if are_alive { Some(Bytes::from(serde_json::to_vec(state).ok()?)) } else { None };
-            Some(NewRecord { key: Some(state.key().into()), value, ..NewRecord::default() })
+            Some(NewRecord::keyed(state.key(), value))
         };
         states.iter().filter_map(record).collect()
     }
@@ -197,7 +198,7 @@ impl Members {
         let (sender, view) = watch::channel(View::default());
         let (stop, read) = (tasks.token(), Arc::clone(&log));
         tasks.spawn(async move {
-            while let Some(Err(error)) = stop.run_until_cancelled(tail(read.as_ref(), &sender)).await {
+            while let Some(Err(error)) = stop.run_until_cancelled(follow(read.as_ref(), &sender)).await {
                 tracing::warn!(%error, "the members cannot be read; trying again");
                 stop.run_until_cancelled(tokio::time::sleep(BEAT)).await;
             }
@@ -224,11 +225,9 @@ impl Members {
     /// # Errors
     /// When the log does not take it.
     pub async fn set_drain(&self, cluster: &str, subscriber: &str, drains: bool) -> Result<(), LogError> {
-        let key = Bytes::from(format!("{DRAIN}{}", subscriber_key(cluster, subscriber)));
-        let value = drains.then(|| Bytes::from_static(b"{}"));
-        self.log
-            .append(TOPIC_MEMBERS, 0, vec![NewRecord { key: Some(key), value, ..NewRecord::default() }])
-            .await?;
+        let key = format!("{DRAIN}{}", subscriber_key(cluster, subscriber));
+        let value = drains.then_some(Bytes::from_static(b"{}"));
+        self.log.append(TOPIC_MEMBERS, 0, vec![NewRecord::keyed(key, value)]).await?;
         Ok(())
     }
 
@@ -244,10 +243,10 @@ impl Members {
     }
 }
 
-async fn tail(log: &dyn Log, sender: &watch::Sender<View>) -> Result<std::convert::Infallible, LogError> {
+async fn follow(log: &dyn Log, sender: &watch::Sender<View>) -> Result<std::convert::Infallible, LogError> {
     log.create_topics(&system_topics()).await?;
-    let end = super::tail::range(log, TOPIC_MEMBERS).await?.end;
-    for record in log.latest(TOPIC_MEMBERS).await?.into_values() {
+    let (latest, next) = tail::latest(log, TOPIC_MEMBERS).await?;
+    for record in latest.into_values() {
         // Someone who was silent before is heard of again within a second, or is dead.
         let is_drain = record.key.as_ref().is_some_and(|key| key.starts_with(DRAIN.as_bytes()));
         if is_drain
@@ -257,7 +256,7 @@ async fn tail(log: &dyn Log, sender: &watch::Sender<View>) -> Result<std::conver
             note(sender, record);
         }
     }
-    let mut reader = log.reader(TOPIC_MEMBERS, 0, end).await?;
+    let mut reader = log.reader(TOPIC_MEMBERS, 0, next).await?;
     loop {
         let batch = reader.read(1 << 20, DEAD_AFTER).await?;
         batch.records.into_iter().for_each(|record| note(sender, record));

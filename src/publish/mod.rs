@@ -20,7 +20,6 @@
 //! - it also takes in [`registrations`] of clients' own HTTP endpoints, where [`allow`] lets them be: a subscriber POSTs each
 //!   message there ([`endpoints`], [`endpoint`]), and the cluster [`moves`] them away from one that dies or drains;
 //! - [`standby`]: which of several publishers puts windows into order; [`tier`]: all of it in one process.
-//!
 
 pub mod allow;
 pub mod cluster;

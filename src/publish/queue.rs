@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::message::Message;
+use crate::reaction::live::LiveId;
 
 /// Messages that may wait before a client counts as behind.
 pub const MAX_WAITING: usize = 64;
@@ -28,9 +29,12 @@ pub enum Delivery {
 }
 
 impl Delivery {
-    /// Whether it is a window.
-    pub fn is_window(&self) -> bool {
-        matches!(self, Self::Window { .. })
+    /// Its id; a gap has none.
+    pub fn id(&self) -> Option<LiveId> {
+        match self {
+            Self::Window { message, .. } => Some(message.id),
+            Self::Gap => None,
+        }
     }
 }
 

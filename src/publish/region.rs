@@ -15,8 +15,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::members;
-use super::registrations::{Registrations, acknowledged_id};
-use super::tail::range;
+use super::registrations::{Client, Registrations, acknowledged_id};
+use super::tail;
 use crate::log::program::system_topics;
 use crate::log::{Log, LogError, NewRecord, Record, TOPIC_MEMBERS, TOPIC_REGISTRATIONS};
 use crate::shutdown::Tasks;
@@ -64,8 +64,7 @@ pub fn run(
     let (served, name) = (registrations.clone(), cluster.to_owned());
     let is_served_here = move |record: &Record| {
         let Some(id) = record.key.as_deref().and_then(acknowledged_id) else { return true };
-        let place =
-            |client: &super::registrations::Client<'_>| client.place.map(|place| place.cluster == name);
+        let place = |client: &Client<'_>| client.place.map(|place| place.cluster == name);
         served.look(|view| view.client(id).as_ref().and_then(place)) == Some(true)
     };
     up(TOPIC_REGISTRATIONS, Begins::WithWhatIsThere).start(tasks, is_served_here);
@@ -111,10 +110,8 @@ impl Way {
     ) -> Result<std::convert::Infallible, LogError> {
         self.from.create_topics(&system_topics()).await?;
         self.to.create_topics(&system_topics()).await?;
-        let mut next = range(self.from.as_ref(), self.topic).await?.end;
+        let (there, next) = tail::latest(self.from.as_ref(), self.topic).await?;
         if self.begins == Begins::WithWhatIsThere {
-            let there = self.from.latest(self.topic).await?;
-            next = there.values().map(|record| record.offset + 1).max().unwrap_or(0).max(next);
             let known = self.to.latest(self.topic).await?;
             self.append(there.into_values().filter(|record| wanted(record) && is_news(record, &known)))
                 .await?;

@@ -13,10 +13,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::tail::range;
+use super::tail;
 use crate::log::program::system_topics;
 use crate::log::{Log, LogError, NewRecord, Record, TOPIC_REGISTRATIONS};
 use crate::reaction::live::LiveId;
@@ -179,17 +180,17 @@ fn client<'v>((id, entry): (&'v String, &'v Entry)) -> Option<Client<'v>> {
 
 /// What a client asked for, as a record; a new one has acknowledged nothing.
 pub(super) fn record_of(id: &str, registration: &Registration) -> NewRecord {
-    NewRecord::keyed(format!("client/{id}"), serde_json::to_vec(registration).ok())
+    NewRecord::keyed(format!("client/{id}"), serde_json::to_vec(registration).ok().map(Bytes::from))
 }
 
 /// Who serves a client, as a record.
 pub(super) fn place_record(id: &str, place: &Place) -> NewRecord {
-    NewRecord::keyed(format!("place/{id}"), serde_json::to_vec(place).ok())
+    NewRecord::keyed(format!("place/{id}"), serde_json::to_vec(place).ok().map(Bytes::from))
 }
 
 /// What a client has, as a record; nothing is known of one that begins.
 pub(super) fn acknowledged_record(id: &str, acknowledged: Option<&Acknowledged>) -> NewRecord {
-    let value = acknowledged.and_then(|acknowledged| serde_json::to_vec(acknowledged).ok());
+    let value = acknowledged.and_then(|acknowledged| serde_json::to_vec(acknowledged).ok()).map(Bytes::from);
     NewRecord::keyed(format!("acknowledged/{id}"), value)
 }
 
@@ -216,7 +217,7 @@ impl Registrations {
         let (sender, view) = watch::channel(View::default());
         let (stop, read) = (tasks.token(), Arc::clone(&log));
         tasks.spawn(async move {
-            while let Some(Err(error)) = stop.run_until_cancelled(tail(read.as_ref(), &sender)).await {
+            while let Some(Err(error)) = stop.run_until_cancelled(follow(read.as_ref(), &sender)).await {
                 tracing::warn!(%error, "the registrations cannot be read; trying again");
                 stop.run_until_cancelled(tokio::time::sleep(RETRY)).await;
             }
@@ -266,13 +267,9 @@ impl Registrations {
     }
 }
 
-async fn tail(log: &dyn Log, sender: &watch::Sender<View>) -> Result<std::convert::Infallible, LogError> {
+async fn follow(log: &dyn Log, sender: &watch::Sender<View>) -> Result<std::convert::Infallible, LogError> {
     log.create_topics(&system_topics()).await?;
-    let end = range(log, TOPIC_REGISTRATIONS).await?.end;
-    let latest = log.latest(TOPIC_REGISTRATIONS).await?;
-    // What is newer than `end` and known already must not be read again: an older record would take its place.
-    let known = latest.values().map(|record| record.offset + 1).max().unwrap_or(0);
-    let next = end.max(known);
+    let (latest, next) = tail::latest(log, TOPIC_REGISTRATIONS).await?;
     sender.send_modify(|view| {
         let changes = view.changes + 1;
         *view = View { changes, next: Some(next), ..View::default() };
@@ -338,7 +335,7 @@ mod tests {
     #[test]
     fn what_is_no_registration_is_passed_over() {
         let mut view = View::default();
-        let junk = |key: &str, value: &str| NewRecord::keyed(key, Some(value.into()));
+        let junk = |key: &str, value: &str| NewRecord::keyed(key.to_owned(), Some(value.to_owned().into()));
         view.take([junk("x", "{}"), junk("client/x", "junk"), junk("other/x", "{}")]);
         assert!(view.entries.is_empty());
     }

@@ -8,16 +8,15 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, Request, State};
-use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use tower_http::cors::{Any, CorsLayer};
 
 use super::live::Live;
 use super::protocol::LiveRequest;
 use super::subscriber::{Place, Seat, Subscriber};
 use super::{gzip, socket, sse};
-use crate::http::{Problem, upgrade};
+use crate::http::{Problem, shown_anywhere, upgrade};
 
 /// `GET /v1/live`, served by whichever of these subscribers has the fewest clients; those may only watch.
 pub fn live_router(subscribers: Vec<Arc<Subscriber>>) -> Router {
@@ -26,9 +25,8 @@ pub fn live_router(subscribers: Vec<Arc<Subscriber>>) -> Router {
 
 /// The same with what clients may do besides watching.
 pub fn live_router_with(subscribers: Vec<Arc<Subscriber>>, live: Live) -> Router {
-    let anywhere = CorsLayer::new().allow_origin(Any).allow_methods([Method::GET]).allow_headers(Any);
     let stage = Stage { subscribers: subscribers.into(), live: Arc::new(live) };
-    Router::new().route("/v1/live", get(live_windows)).with_state(stage).layer(anywhere)
+    Router::new().route("/v1/live", get(live_windows)).with_state(stage).layer(shown_anywhere())
 }
 
 #[derive(Clone)]

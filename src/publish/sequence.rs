@@ -123,7 +123,7 @@ impl Sequencer {
         }
         let messages = records.len();
         let (checkpoint, consumed) = self.checkpoint();
-        let record = NewRecord::keyed(WRITER_ID, Some(serde_json::to_vec(&checkpoint)?));
+        let record = NewRecord::keyed(WRITER_ID, Some(serde_json::to_vec(&checkpoint)?.into()));
         records.push((TOPIC_CHECKPOINTS.to_owned(), 0, record));
         let transaction = Transaction { records, consumed: vec![(WRITER_ID.to_owned(), consumed)] };
         Ok(Some(Commit { transaction, messages, too_long }))

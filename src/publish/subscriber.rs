@@ -389,7 +389,7 @@ impl Seat {
     /// Counts messages as written to the socket.
     pub(super) fn written<'a>(&self, deliveries: impl IntoIterator<Item = &'a Delivery>) {
         let mut windows = 0;
-        let each = deliveries.into_iter().inspect(|delivery| windows += u64::from(delivery.is_window()));
+        let each = deliveries.into_iter().inspect(|delivery| windows += u64::from(delivery.id().is_some()));
         self.place.subscriber.meters.lag(each);
         self.place.subscriber.meters.delivered(windows);
     }

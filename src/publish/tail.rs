@@ -1,6 +1,9 @@
-//! The end of a topic with one partition that holds live messages.
+//! The end of a topic with one partition, and what it holds until there.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
+
+use bytes::Bytes;
 
 use crate::log::{Log, LogError, PartitionRange, Record};
 
@@ -15,6 +18,15 @@ pub(super) async fn range(log: &dyn Log, topic: &str) -> Result<PartitionRange, 
     ranges
         .and_then(|ranges| ranges.first().copied())
         .ok_or_else(|| LogError::UnknownTopic(format!("{topic}/0")))
+}
+
+/// The latest record of each key, and the offset from which on what is newer is to be read.
+pub(super) async fn latest(log: &dyn Log, topic: &str) -> Result<(BTreeMap<Bytes, Record>, i64), LogError> {
+    let end = range(log, topic).await?.end;
+    let latest = log.latest(topic).await?;
+    // What came meanwhile and is known must not be read again: an older record of its key would take its place.
+    let next = latest.values().map(|record| record.offset + 1).fold(end, i64::max);
+    Ok((latest, next))
 }
 
 /// The last record; `None` when there is none. Offsets may have holes, so it looks back in growing steps.

@@ -198,7 +198,7 @@ async fn resolve(url: &Url) -> Result<Vec<SocketAddr>, Failure> {
 }
 
 /// `path` under the base address, which may have a path of its own.
-fn endpoint(base: &Url, path: &[&str]) -> Url {
+pub fn endpoint(base: &Url, path: &[&str]) -> Url {
     let mut url = base.clone();
     if let Ok(mut segments) = url.path_segments_mut() {
         segments.pop_if_empty().extend(path);

@@ -4,10 +4,11 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use crate::sync::lock;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 use tokio::time::Instant;
+
+use crate::sync::lock;
 
 /// One hour in microseconds: what takes longer is recorded as this.
 const LONGEST_US: u64 = 3_600_000_000;

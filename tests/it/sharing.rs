@@ -19,13 +19,13 @@ use rand::{Rng, SeedableRng};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
+use crate::support::house::until_report;
 use crate::support::kafka;
 use crate::support::rows;
 use crate::support::scoped::Scoped;
 use crate::support::stage::{Stage, prepare};
 use crate::support::watched::Watched;
 
-const PATIENCE: Duration = Duration::from_secs(90);
 const PARTITIONS: u32 = 2;
 const SOURCE: &str =
     "CREATE TABLE given (user_id TEXT NOT NULL, room TEXT NOT NULL, weight BIGINT, at TIMESTAMP NOT NULL,
@@ -106,19 +106,7 @@ impl House {
 
     /// Waits until a query's report is so.
     async fn until(&self, query: &str, is_so: impl Fn(&QueryReport) -> bool) -> QueryReport {
-        let mut last = None;
-        let waiting = async {
-            loop {
-                let report = self.engine.report(query).await.unwrap().unwrap();
-                if is_so(&report) {
-                    return report;
-                }
-                last = Some(report);
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        let found = tokio::time::timeout(PATIENCE, waiting).await;
-        found.unwrap_or_else(|_| panic!("still {last:?}"))
+        until_report(&self.engine, query, is_so).await
     }
 
     /// Waits until a query has accepted so many rows, and told all its windows.

@@ -3,9 +3,10 @@
 //! Without it a stall of the disk makes rows late that waited in this very process: between the end of one append and
 //! the beginning of the next nothing is under way, and the end of the partition would be proved for "now".
 
-use crate::sync::lock;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::sync::lock;
 
 /// By topic: how many announcements there are of each time of receipt. Bounded by the requests that ingest lets wait.
 #[derive(Debug, Default)]

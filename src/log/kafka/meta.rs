@@ -206,7 +206,9 @@ impl Meta {
         Ok((*found).min(end))
     }
 
-    /// Asks again while a partition has no leader: one that was just created, or whose broker was just lost.
+    /// Asks, and where an answer is missing asks for the leaders anew and then once more: this kind of question
+    /// leaves an outdated leader epoch in librdkafka's cache for a quarter of an hour (seen after a broker had hung).
+    /// Begins again while a partition has no leader: one that was just created, or whose broker was just lost.
     #[allow(clippy::disallowed_methods)] // the questions block too: they are asked on threads of their own
     fn offsets(
         &self,
@@ -215,35 +217,26 @@ impl Meta {
         at: Offset,
         timeout: Duration,
     ) -> KafkaResult<HashMap<Place, i64>> {
+        let ask = || {
+            let first = list_offsets(client, places, at, timeout);
+            if first.as_ref().is_ok_and(|offsets| offsets.len() == places.len()) || !self.may_refresh() {
+                return first;
+            }
+            let topics: BTreeSet<&str> = places.iter().map(|(topic, _)| topic.as_str()).collect();
+            for topic in topics {
+                client.fetch_metadata(Some(topic), timeout.max(REFRESH))?;
+            }
+            list_offsets(client, places, at, timeout)
+        };
         let deadline = Instant::now() + timeout;
         loop {
-            match self.offsets_now(client, places, at, timeout) {
+            match ask() {
                 Err(error) if lacks_leader(&error) && Instant::now() < deadline => {
-                    std::thread::sleep(LEADERLESS)
+                    std::thread::sleep(LEADERLESS);
                 }
                 answer => return answer,
             }
         }
-    }
-
-    /// Asks, and where an answer is missing asks for the leaders anew and then once more: this kind of question
-    /// leaves an outdated leader epoch in librdkafka's cache for a quarter of an hour (seen after a broker had hung).
-    fn offsets_now(
-        &self,
-        client: &BaseConsumer<Context>,
-        places: &BTreeSet<Place>,
-        at: Offset,
-        timeout: Duration,
-    ) -> KafkaResult<HashMap<Place, i64>> {
-        let first = list_offsets(client, places, at, timeout);
-        if first.as_ref().is_ok_and(|offsets| offsets.len() == places.len()) || !self.may_refresh() {
-            return first;
-        }
-        let topics: BTreeSet<&str> = places.iter().map(|(topic, _)| topic.as_str()).collect();
-        for topic in topics {
-            client.fetch_metadata(Some(topic), timeout.max(REFRESH))?;
-        }
-        list_offsets(client, places, at, timeout)
     }
 
     /// Not more often than the brokers bear.

@@ -5,16 +5,15 @@ use std::sync::Arc;
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query, RawQuery, State};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, delete, get, post, put};
 use axum::{Json, Router};
 use serde_json::json;
-use tower_http::cors::{Any, CorsLayer};
 
 use super::register::{Refusal, TakenIn};
 use super::{Front, Mode};
-use crate::http::Problem;
+use crate::http::{Problem, shown_anywhere};
 use crate::log::LogError;
 use crate::publish::members::{MemberState, Topology};
 use crate::publish::placement::Refused;
@@ -35,12 +34,11 @@ fn refused(refused: Refused) -> Problem {
 
 /// What a front answers besides live streams: who is there, where to connect, who is to leave.
 pub fn front_router(front: Arc<Front>) -> Router {
-    let anywhere = CorsLayer::new().allow_origin(Any).allow_methods([Method::GET]).allow_headers(Any);
     let for_pages = Router::new()
         .route("/v1/topology", get(topology))
         .route("/v1/live/address", get(address))
         .route("/client.js", get(client_js))
-        .layer(anywhere);
+        .layer(shown_anywhere());
     for_pages.route("/v1/topology/{cluster}/{subscriber}/drain", put(drain).delete(undrain)).with_state(front)
 }
 
@@ -55,8 +53,8 @@ pub fn register_router(front: Arc<Front>) -> Router {
 
 /// What the `publish` role answers: all of the above, and live streams with the address of a subscriber.
 pub fn publish_router(front: Arc<Front>) -> Router {
-    let anywhere = CorsLayer::new().allow_origin(Any).allow_methods([Method::GET]).allow_headers(Any);
-    let live = Router::new().route("/v1/live", any(redirect)).layer(anywhere).with_state(Arc::clone(&front));
+    let live =
+        Router::new().route("/v1/live", any(redirect)).layer(shown_anywhere()).with_state(Arc::clone(&front));
     front_router(Arc::clone(&front)).merge(register_router(front)).merge(live)
 }
 

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 pub(crate) const HOUR_NS: i64 = 3600 * 1000 * NS_PER_MS;
-const PATIENCE: Duration = Duration::from_secs(40);
+const PATIENCE: Duration = Duration::from_secs(90);
 pub(crate) const QUERY: &str = "INSERT INTO counts SELECT window.start, room, count FROM (
   SELECT tumble(INTERVAL '100 milliseconds') AS window, room, count(*) AS count
   FROM reactions WHERE user_id <> 'ghost' GROUP BY window, room
@@ -95,19 +95,7 @@ impl House {
 
     /// Waits until a query's report is so.
     pub(crate) async fn until(&self, query: &str, is_so: impl Fn(&QueryReport) -> bool) -> QueryReport {
-        let mut last = None;
-        let waiting = async {
-            loop {
-                let report = self.engine().report(query).await.unwrap().unwrap();
-                if is_so(&report) {
-                    return report;
-                }
-                last = Some(report);
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        let found = tokio::time::timeout(PATIENCE, waiting).await;
-        found.unwrap_or_else(|_| panic!("still {last:?}"))
+        until_report(self.engine(), query, is_so).await
     }
 
     /// Waits until so many rows are accounted, and none is open.
@@ -164,3 +152,24 @@ pub(crate) const WINDOWS: [(&str, u64); 3] = [
     ("hop(INTERVAL '100 milliseconds', INTERVAL '300 milliseconds')", 3),
     ("session(INTERVAL '100 milliseconds')", 1),
 ];
+
+/// Waits until a query's report is so.
+pub(crate) async fn until_report(
+    engine: &Engine,
+    query: &str,
+    is_so: impl Fn(&QueryReport) -> bool,
+) -> QueryReport {
+    let mut last = None;
+    let waiting = async {
+        loop {
+            let report = engine.report(query).await.unwrap().unwrap();
+            if is_so(&report) {
+                return report;
+            }
+            last = Some(report);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let found = tokio::time::timeout(PATIENCE, waiting).await;
+    found.unwrap_or_else(|_| panic!("still {last:?}"))
+}
