@@ -10,7 +10,8 @@
 //! every row is counted or open. With `queries=` it does the same for so many together afterwards, which differ above the
 //! cut or in their keys, and tells how many times the one query's CPU time that took. No row is given out before all have
 //! begun. Without `kafka=` it uses the embedded log in a temporary folder. What has a point in its name is a
-//! property of librdkafka: `compression.type=zstd` compresses what is written. Records of JSON are written without
+//! property of librdkafka: `compression.type=zstd` compresses what is written, `compression=zstd` does so column by column as
+//! `[ingest] compression` does. Records of JSON are written without
 //! headers, as foreign writers do. Linux only: reads `/proc/self`.
 //!
 //! What the profile said of reading 20 million rows from Kafka, before the changes that it led to: a quarter was the
@@ -28,7 +29,7 @@ use arrow::array::{ArrayRef, RecordBatch, StringArray, TimestampNanosecondArray}
 use async_trait::async_trait;
 use bytes::Bytes;
 use emostream::engine::{Place, Seat, Settings};
-use emostream::log::codec::RecordCodec;
+use emostream::log::codec::{Compression, RecordCodec};
 use emostream::log::program::{system_topics, table_topic};
 use emostream::log::{
     Log, LogError, NewRecord, PartitionRange, ReadBatch, Reader, Record, TopicSpec, Writer,
@@ -64,6 +65,7 @@ struct Case {
     rate: i64,
     tables: String,
     has_headers: bool,
+    compression: Compression,
 }
 
 impl Case {
@@ -89,6 +91,12 @@ impl Case {
             rate: i64::try_from(number("rate", 10_000)?)?,
             tables,
             has_headers: format == "'arrow'",
+            compression: match options.get("compression").map(String::as_str) {
+                None => Compression::None,
+                Some("lz4") => Compression::Lz4,
+                Some("zstd") => Compression::Zstd,
+                Some(other) => return Err(format!("compression={other}; there are lz4 and zstd").into()),
+            },
         })
     }
 
@@ -172,7 +180,7 @@ async fn fill(log: &dyn Log, program: &Program, case: &Case) -> Result<usize, An
     let Case { rows, record_rows, partitions, .. } = *case;
     // As many records as are encoded, and appended, together.
     let batch_rows = record_rows.max(20_000);
-    let codec = RecordCodec::new(&program.queries[0].sources[0]);
+    let codec = RecordCodec::new(&program.queries[0].sources[0]).compressing(case.compression);
     let topic = &program.queries[0].sources[0].topic;
     let start_ns = 1_700_000_000_000_000_000_i64;
     let (mut written, mut bytes) = (0, 0);

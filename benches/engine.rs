@@ -24,15 +24,12 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, RecordBatch, StringArray, TimestampNanosecondArray};
 use arrow::datatypes::{Int32Type, TimestampNanosecondType};
-use arrow::ipc::CompressionType;
-use arrow::ipc::reader::StreamReader;
-use arrow::ipc::writer::{IpcWriteOptions, StreamWriter};
 use bytes::Bytes;
 use emostream::engine::closing::{Closer, Start};
 use emostream::engine::compile::CompiledQuery;
 use emostream::engine::partition::{Partition, TimeRules};
 use emostream::log::Record;
-use emostream::log::codec::RecordCodec;
+use emostream::log::codec::{Compression, RecordCodec};
 use emostream::sql::{SqlFile, plan_program};
 use tokio::time::Instant;
 
@@ -55,7 +52,7 @@ struct Case {
     sql: String,
     format: &'static str,
     /// Of the buffers within a record.
-    compression: Option<CompressionType>,
+    compression: Compression,
     record_rows: usize,
     /// Of event time.
     rows_per_second: i64,
@@ -74,7 +71,7 @@ impl Case {
             sink: "",
             sql: EMOJI_COUNTS.to_owned(),
             format: "'arrow'",
-            compression: None,
+            compression: Compression::None,
             record_rows,
             rows_per_second: 10_000,
             users: 1_000_000_000,
@@ -121,14 +118,8 @@ fn cases() -> Vec<Case> {
         Case::arrow(TUMBLE, 20_000),
         Case::arrow("tumble, records of 200", 200),
         Case::arrow("tumble, records of 20", 20),
-        Case {
-            compression: Some(CompressionType::ZSTD),
-            ..Case::arrow("tumble, ZSTD in the record", 20_000)
-        },
-        Case {
-            compression: Some(CompressionType::LZ4_FRAME),
-            ..Case::arrow("tumble, LZ4 in the record", 20_000)
-        },
+        Case { compression: Compression::Zstd, ..Case::arrow("tumble, ZSTD in the record", 20_000) },
+        Case { compression: Compression::Lz4, ..Case::arrow("tumble, LZ4 in the record", 20_000) },
         Case { jitter_ns: 300_000_000, ..Case::arrow("tumble, shuffled by 300 ms", 20_000) },
         Case::query("hop(2 s, 60 s)", counts, &over(hop, "")),
         Case { rooms: 2_000, ..busy },
@@ -265,17 +256,14 @@ fn compile(case: &Case) -> Result<CompiledQuery, AnyError> {
 }
 
 fn records(case: &Case, query: &CompiledQuery, rows: usize) -> Result<Vec<Record>, AnyError> {
-    let codec = RecordCodec::new(&query.sources[0].table);
+    let codec = RecordCodec::new(&query.sources[0].table).compressing(case.compression);
     let rows = rows.min(MAX_RECORDS * case.record_rows);
     let mut records: Vec<Record> = Vec::with_capacity(rows / case.record_rows + 1);
     for start in (0..rows).step_by(case.record_rows) {
         let batch = batch(case, &codec, start..(start + case.record_rows).min(rows))?;
         for new in codec.encode(&batch)? {
-            let value = match (new.value, case.compression) {
-                (Some(value), Some(compression)) => Some(compressed(&value, compression)?),
-                // As a log hands it out: as long as it is.
-                (value, _) => value.map(|value| Bytes::copy_from_slice(&value)),
-            };
+            // As a log hands it out: as long as it is.
+            let value = new.value.map(|value| Bytes::copy_from_slice(&value));
             records.push(Record {
                 offset: i64::try_from(records.len())?,
                 timestamp_ms: START_NS / 1_000_000 + 3_600_000,
@@ -310,19 +298,6 @@ fn batch(case: &Case, codec: &RecordCodec, numbers: std::ops::Range<usize>) -> R
         Arc::new(numbers.map(time).collect::<TimestampNanosecondArray>()),
     ];
     Ok(RecordBatch::try_new(Arc::clone(codec.schema()), columns)?)
-}
-
-/// The record as a writer would have written it who compresses the buffers.
-fn compressed(value: &[u8], compression: CompressionType) -> Result<Bytes, AnyError> {
-    let mut reader = StreamReader::try_new(value, None)?;
-    let batch = reader.next().ok_or("no batch")??;
-    let mut value = Vec::new();
-    let options = IpcWriteOptions::default().try_with_compression(Some(compression))?;
-    let mut writer = StreamWriter::try_new_with_options(&mut value, &batch.schema(), options)?;
-    writer.write(&batch)?;
-    writer.finish()?;
-    drop(writer);
-    Ok(Bytes::from(value))
 }
 
 /// The records as batches of the columns that the query reads, and nothing else: how many rows.

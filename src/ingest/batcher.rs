@@ -125,7 +125,7 @@ impl Batcher {
         metrics: Arc<Metrics>,
         tasks: &Tasks,
     ) -> Arc<Self> {
-        let codec = RecordCodec::new(table);
+        let codec = RecordCodec::new(table).compressing(settings.compression);
         let overhead = if codec.row_bytes().is_some() { 0 } else { record_overhead(codec.schema()) };
         let limits = Limits {
             flush_interval: settings.flush_interval(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::decode::EventTimeRule;
-use crate::log::codec::MAX_ROWS;
+use crate::log::codec::{Compression, MAX_ROWS};
 use crate::reaction::time::NS_PER_MS;
 
 /// The section `[ingest]`.
@@ -30,6 +30,8 @@ pub struct Settings {
     pub max_wait_ms: u64,
     /// The longest a body may take to arrive; then 408.
     pub body_timeout_ms: u64,
+    /// What records of 1,000 rows and more are compressed with, column by column; of tables in format `arrow`.
+    pub compression: Compression,
 }
 
 impl Default for Settings {
@@ -44,6 +46,7 @@ impl Default for Settings {
             max_pending_bytes: 64 << 20,
             max_wait_ms: 5000,
             body_timeout_ms: 30_000,
+            compression: Compression::None,
         }
     }
 }

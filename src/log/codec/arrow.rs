@@ -1,7 +1,7 @@
 //! Format `arrow`: one batch ↔ one self-contained Arrow IPC stream.
 //!
 //! Text columns of few values are dictionary-encoded (Int32 keys) on the way in, so that the engine groups by small
-//! integers. Compressed buffers (LZ4, ZSTD) are read, never written.
+//! integers. Buffers may be compressed (LZ4, ZSTD), each on its own: only those of the columns asked for are decompressed.
 //!
 //! The library's stream reader trusts what it reads: it allocates what a message claims to hold, and panics on some
 //! damaged descriptions. So the messages are taken apart here: every length and place is compared with what is there
@@ -20,13 +20,13 @@ use ::arrow::compute::cast;
 use ::arrow::datatypes::{DataType, Field, Int32Type, Schema, SchemaRef};
 use ::arrow::ipc::convert::fb_to_schema;
 use ::arrow::ipc::reader::{read_dictionary, read_record_batch};
-use ::arrow::ipc::writer::StreamWriter;
-use ::arrow::ipc::{Message, MetadataVersion, root_as_message};
+use ::arrow::ipc::writer::{IpcWriteOptions, StreamWriter};
+use ::arrow::ipc::{CompressionType, Message, MetadataVersion, root_as_message};
 use bytes::Bytes;
 use hashbrown::HashMap as FastMap;
 
 use super::arrow_small::Usual;
-use super::{CodecError, MAX_READ_ROWS, Origin, RecordCodec, damaged, new_record};
+use super::{CodecError, Compression, MAX_READ_ROWS, Origin, RecordCodec, damaged, new_record};
 use crate::log::{ARROW_STREAM, NewRecord};
 use crate::reaction::columns::{Column as Growing, shortened};
 use crate::sync::lock;
@@ -36,10 +36,20 @@ const MAX_INFLATED: u64 = 64 << 20;
 /// How many schemas are remembered.
 const MAX_KNOWN: usize = 16;
 
-pub(super) fn encode(batch: &RecordBatch) -> Result<NewRecord, CodecError> {
+/// Fewer rows are not worth compressing: their headers are most of what they take.
+const MIN_COMPRESSED: usize = 1000;
+
+pub(super) fn encode(batch: &RecordBatch, compression: Compression) -> Result<NewRecord, CodecError> {
     let batch = with_dictionaries(batch)?;
     let mut value = Vec::with_capacity(batch.get_array_memory_size() + 1024);
-    let mut writer = StreamWriter::try_new(&mut value, &batch.schema()).map_err(damaged)?;
+    let compression = match compression {
+        Compression::Lz4 if batch.num_rows() >= MIN_COMPRESSED => Some(CompressionType::LZ4_FRAME),
+        Compression::Zstd if batch.num_rows() >= MIN_COMPRESSED => Some(CompressionType::ZSTD),
+        _ => None,
+    };
+    let options = IpcWriteOptions::default().try_with_compression(compression).map_err(damaged)?;
+    let writer = StreamWriter::try_new_with_options(&mut value, &batch.schema(), options);
+    let mut writer = writer.map_err(damaged)?;
     writer.write(&batch).and_then(|()| writer.finish()).map_err(damaged)?;
     drop(writer);
     new_record(value, ARROW_STREAM, batch.num_rows())

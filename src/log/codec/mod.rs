@@ -23,6 +23,7 @@ use ::arrow::array::{Array, RecordBatch, RecordBatchOptions};
 use ::arrow::datatypes::{Field, Schema, SchemaRef};
 use ::arrow::error::ArrowError;
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use super::{HEADER_CONTENT_TYPE, HEADER_ROWS, NewRecord, Record};
 use crate::reaction::columns::{Column as Growing, Mismatch, takes};
@@ -69,6 +70,7 @@ pub enum CodecError {
 #[derive(Clone, Debug)]
 pub struct RecordCodec {
     layout: Layout,
+    compression: Compression,
     topic: String,
     columns: Vec<Column>,
     /// Of all columns, and of those that records hold.
@@ -76,6 +78,19 @@ pub struct RecordCodec {
     held: SchemaRef,
     /// Of the last Arrow records read.
     known_schemas: Arc<Mutex<arrow::KnownSchemas>>,
+}
+
+/// What the buffers of Arrow records are compressed with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// Nothing.
+    #[default]
+    None,
+    /// LZ4 frames.
+    Lz4,
+    /// Zstandard.
+    Zstd,
 }
 
 /// How a value is laid out.
@@ -129,12 +144,19 @@ impl RecordCodec {
         };
         Self {
             layout,
+            compression: Compression::None,
             topic: table.topic.clone(),
             columns: table.columns.clone(),
             all: arrow_schema(table),
             held: record_schema(table),
             known_schemas: Arc::default(),
         }
+    }
+
+    /// The same, which compresses the records of many rows that it writes in format `arrow`.
+    #[must_use]
+    pub fn compressing(self, compression: Compression) -> Self {
+        Self { compression, ..self }
     }
 
     /// The columns that records hold as Arrow has them, in declaration order, TEXT as Utf8. METADATA columns, which the
@@ -175,7 +197,7 @@ impl RecordCodec {
             return Ok(Vec::new());
         }
         match self.layout {
-            Layout::Arrow => Ok(vec![arrow::encode(batch)?]),
+            Layout::Arrow => Ok(vec![arrow::encode(batch, self.compression)?]),
             Layout::Json(options) => json::encode(self, options, batch),
             Layout::RawString => raw::encode(batch),
         }

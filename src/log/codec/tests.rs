@@ -408,6 +408,21 @@ fn compressed_buffers_are_read_up_to_a_limit() {
 }
 
 #[test]
+fn records_of_many_rows_are_compressed_where_it_is_asked_for() {
+    let plain = codec_of(Format::Arrow, reactions(), &[]);
+    let written = |codec: &RecordCodec, rows| codec.encode(&batch_of(codec, rows)).unwrap().remove(0);
+    let size = |record: &NewRecord| record.value.as_ref().unwrap().len();
+    for compression in [Compression::Lz4, Compression::Zstd] {
+        let codec = plain.clone().compressing(compression);
+        let (whole, small) = (written(&plain, 5000), written(&codec, 5000));
+        assert!(size(&small) * 3 < size(&whole) * 2, "{} of {}", size(&small), size(&whole));
+        let [small, whole] = [small, whole].map(|record| plain.decode(0, &read(record), ALL).unwrap());
+        assert_eq!(rows(&small), rows(&whole));
+        assert_eq!(written(&codec, 999), written(&plain, 999), "few rows are left as they are");
+    }
+}
+
+#[test]
 fn any_prefix_and_any_changed_byte_of_an_arrow_record_is_an_error_or_rows() {
     let codec = codec_of(Format::Arrow, reactions(), &[]);
     let batch = batch_of(&codec, 20);
