@@ -75,6 +75,11 @@ impl Problem {
         Self::new(StatusCode::NOT_IMPLEMENTED, "not-built-yet", format!("{what} is not built yet"))
     }
 
+    /// As the text of a message.
+    pub fn to_json(&self) -> String {
+        serde_json::json!(self).to_string()
+    }
+
     /// Adds `Retry-After`.
     #[must_use]
     pub fn retry_after(mut self, seconds: u64) -> Self {

@@ -91,7 +91,8 @@ pub fn ingest(args: IngestArgs) -> Result<(), Failure> {
         let stage = Ingest::start(Arc::clone(&start.log), program, ingest, &start.process.stages);
         let ready = Arc::clone(&stage);
         start.readiness.add("ingest", move || ready.not_ready().map_or(Ok(()), Err));
-        Ok((ingest::routes::router(stage).layer(origins.cors()), never()))
+        let posts = ingest::routes::router(Arc::clone(&stage)).layer(origins.cors());
+        Ok((ingest::routes::with_sockets(posts, stage, origins), never()))
     })
 }
 

@@ -94,14 +94,15 @@ async fn start_all(
     readiness.add("engine", move || program::ready(&ready.1, false));
     readiness.add("query", move || ready.2.ready());
     readiness.add("publish", move || tier.ready());
-    let router = ingest::routes::router(ingest)
+    let router = ingest::routes::router(Arc::clone(&ingest))
         .layer(origins.cors())
-        .merge(engine::routes::router(seat, results_read, origins))
+        .merge(engine::routes::router(seat, results_read, origins.clone()))
         .merge(live)
         .merge(publish::front_router(Arc::clone(&front)))
         .merge(publish::register_router(front))
         .merge(query::routes::router(query))
         .merge(not_built_router(&LATER_QUERY_CALLS));
+    let router = ingest::routes::with_sockets(router, ingest, origins);
     Ok(Serving { router, failed, banner: banner(url, planned, kept) })
 }
 

@@ -15,12 +15,15 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tungstenite::error::{Error, ProtocolError};
 use tungstenite::handshake::server::create_response_with_body;
+use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::Problem;
 use super::connection::Connection;
 
 /// The one version of the protocol that is spoken.
 const VERSION: &str = "13";
+/// The longest message a client may send; more than that is POSTed.
+pub const MAX_MESSAGE: usize = 64 << 10;
 /// What the kernel takes for a client that does not read. By itself it would take megabytes: minutes of windows, shown
 /// when they are long over.
 const SEND_BUFFER: usize = 64 << 10;
@@ -53,6 +56,19 @@ impl Upgrading {
 /// When the connection is broken.
 pub fn say_no_more(socket: &TcpStream) -> std::io::Result<()> {
     SockRef::from(socket).shutdown(std::net::Shutdown::Write)
+}
+
+/// How a connection is closed on which reading or writing failed so (RFC 6455, 7.4.1); `None` when it is over already.
+pub fn close_of(error: &Error) -> Option<(CloseCode, &'static str)> {
+    match error {
+        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake | ProtocolError::SendAfterClosing) => {
+            None
+        }
+        Error::Protocol(_) => Some((CloseCode::Protocol, "not as RFC 6455 asks")),
+        Error::Utf8(_) => Some((CloseCode::Invalid, "a text that is no UTF-8")),
+        Error::Capacity(_) => Some((CloseCode::Size, "a message of more than 65536 bytes")),
+        _ => None,
+    }
 }
 
 /// Whether a WebSocket is asked for.

@@ -23,6 +23,7 @@ mod metrics;
 mod queue;
 pub mod routes;
 mod settings;
+mod socket;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};

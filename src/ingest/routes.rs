@@ -1,14 +1,15 @@
-//! Ingest over HTTP: `POST /v1/tables/{source}`, and `/emoji` and `/api` for the table `reactions`.
+//! Ingest over HTTP: `POST /v1/tables/{source}`, a WebSocket there, and `/emoji` and `/api` for the table `reactions`.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::BodyDataStream;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
+use axum::{RequestExt, Router};
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use tower_http::decompression::RequestDecompressionLayer;
@@ -16,9 +17,9 @@ use tower_http::decompression::RequestDecompressionLayer;
 use super::batcher::Refusal;
 use super::budget::Charge;
 use super::decode::{BodyFormat, DecodeError, Decoded};
-use super::{Ingest, Lookup, Source};
+use super::{Ingest, Lookup, Source, socket};
 use crate::clock;
-use crate::http::Problem;
+use crate::http::{Origins, Problem, upgrade};
 use crate::log::ARROW_STREAM;
 use crate::reaction::time::NS_PER_MS;
 
@@ -42,6 +43,45 @@ pub fn router(ingest: Arc<Ingest>) -> Router {
         .with_state(ingest)
 }
 
+/// `router`, where rows may also come over a WebSocket, to the path that they are POSTed to. It goes around whatever else
+/// is served: GET of that path belongs to another stage. Pages may send that may POST.
+pub fn with_sockets(router: Router, ingest: Arc<Ingest>, origins: Origins) -> Router {
+    router.layer(from_fn_with_state((ingest, origins), take_socket))
+}
+
+async fn take_socket(
+    State((ingest, origins)): State<(Arc<Ingest>, Origins)>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let is_asked_for = upgrade::is_asked_for(request.headers());
+    if !is_asked_for || !request.uri().path().starts_with("/v1/tables/") {
+        return next.run(request).await;
+    }
+    let Ok(Path(table)) = request.extract_parts::<Path<String>>().await else {
+        return next.run(request).await;
+    };
+    // Programs that are no browsers say no origin, and may send as they may POST.
+    let is_page = request.headers().contains_key(header::ORIGIN);
+    let may_send = if is_page { origins.check(request.headers()) } else { Ok(()) };
+    if let Err(problem) = may_send.and_then(|()| find(&ingest, &table).map(drop)) {
+        return problem.into_response();
+    }
+    match upgrade::accept(&mut request) {
+        Err(refused) => *refused,
+        Ok((answer, upgrading)) => {
+            let tasks = ingest.tasks.clone();
+            tasks.spawn(async move {
+                match upgrading.socket().await {
+                    Ok(opened) => socket::serve(opened, ingest, table).await,
+                    Err(error) => tracing::debug!(error, "a sender was gone before it was answered"),
+                }
+            });
+            answer
+        }
+    }
+}
+
 async fn post_table(
     State(ingest): State<Arc<Ingest>>,
     Path(table): Path<String>,
@@ -54,10 +94,7 @@ async fn post_reactions(State(ingest): State<Arc<Ingest>>, request: Request) -> 
     answer(&ingest, DEFAULT_TABLE, request).await
 }
 
-async fn other_method(method: Method, headers: HeaderMap) -> Response {
-    if headers.get(header::UPGRADE).is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket")) {
-        return Problem::not_built("sending rows over a WebSocket").into_response();
-    }
+async fn other_method(method: Method) -> Response {
     let detail = format!("{method} is not served here; send rows with POST");
     let mut response =
         Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", detail).into_response();
@@ -71,7 +108,10 @@ async fn answer(ingest: &Ingest, table: &str, request: Request) -> Response {
     let taken = take(ingest, table, &head.headers, &mut body).await;
     ingest.count(&taken);
     match taken {
-        Ok((count, warnings)) => accepted(count, &warnings),
+        Ok((count, warnings)) => {
+            let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+            (StatusCode::ACCEPTED, json, accepted(count, &warnings)).into_response()
+        }
         Err(problem) => {
             if let Some(unread) = body {
                 discard(unread, ingest.settings.max_body_bytes).await;
@@ -81,14 +121,13 @@ async fn answer(ingest: &Ingest, table: &str, request: Request) -> Response {
     }
 }
 
-fn accepted(count: usize, warnings: &[String]) -> Response {
-    let text = if warnings.is_empty() {
+/// What who sent rows is told when they are taken.
+pub(super) fn accepted(count: usize, warnings: &[String]) -> String {
+    if warnings.is_empty() {
         format!("{{\"accepted\":{count}}}")
     } else {
         serde_json::json!({ "accepted": count, "warnings": warnings }).to_string()
-    };
-    (StatusCode::ACCEPTED, [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], text)
-        .into_response()
+    }
 }
 
 /// Takes rows that came otherwise than as a request's body: JSON, an array or one object. Returns how many they were,

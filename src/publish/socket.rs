@@ -26,11 +26,9 @@ use super::live::{Live, Patience, TakeRows};
 use super::protocol::{DRAIN_RETRY_MS, Filter, LEAVING_MS, LiveRequest, drain_message};
 use super::subscriber::{Place, Seat};
 use super::wire::Wire;
-use crate::http::upgrade::say_no_more;
+use crate::http::upgrade::{MAX_MESSAGE, close_of, say_no_more};
 use crate::http::{Problem, StatusCode};
 
-/// The longest message a client may send.
-const MAX_CLIENT_MESSAGE: usize = 64 << 10;
 /// What one connection reads at a time; the library's default of 128 KiB would be the most of an idle one's memory.
 const READ_BUFFER: usize = 1 << 10;
 /// Answers that are put together before they are sent; a client that does not read them is not heard.
@@ -142,8 +140,8 @@ impl Conversation {
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER)
             .write_buffer_size(0)
-            .max_message_size(Some(MAX_CLIENT_MESSAGE))
-            .max_frame_size(Some(MAX_CLIENT_MESSAGE));
+            .max_message_size(Some(MAX_MESSAGE))
+            .max_frame_size(Some(MAX_MESSAGE));
         let wire = Wire::new(Arc::clone(seat.client()), now);
         let nowhere = || {
             let detail = "this process takes no rows; use POST /v1/tables/{table}";
@@ -338,17 +336,11 @@ async fn readable(socket: &TcpStream, has_more: bool) {
     }
 }
 
-/// What the library's error means for the connection (RFC 6455, 7.4.1).
+/// What the library's error means for the connection.
 fn ended(error: Error) -> End {
-    match error {
-        Error::ConnectionClosed | Error::AlreadyClosed => End::Closed,
-        Error::Protocol(
-            tungstenite::error::ProtocolError::ResetWithoutClosingHandshake
-            | tungstenite::error::ProtocolError::SendAfterClosing,
-        ) => End::Gone,
-        Error::Protocol(_) => End::Close(CloseCode::Protocol, "not as RFC 6455 asks"),
-        Error::Utf8(_) => End::Close(CloseCode::Invalid, "a text that is no UTF-8"),
-        Error::Capacity(_) => End::Close(CloseCode::Size, "a message of more than 65536 bytes"),
-        _ => End::Gone,
+    match (&error, close_of(&error)) {
+        (Error::ConnectionClosed | Error::AlreadyClosed, _) => End::Closed,
+        (_, Some((code, reason))) => End::Close(code, reason),
+        (_, None) => End::Gone,
     }
 }

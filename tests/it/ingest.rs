@@ -11,6 +11,7 @@ use arrow::ipc::writer::StreamWriter;
 use axum::Router;
 use axum::routing::get;
 use emostream::http;
+use emostream::http::Origins;
 use emostream::ingest::{Ingest, Settings, routes};
 use emostream::log::codec::RecordCodec;
 use emostream::log::program::ProgramView;
@@ -24,6 +25,7 @@ use reqwest::{RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use crate::support::raw_socket::{BINARY, FIN, RawSocket};
 use crate::support::scripted_log::{Mode, ScriptedLog};
 
 /// Ingest on a port of its own, over a scripted log.
@@ -45,6 +47,7 @@ impl House {
         // As under `up`, where another stage answers GET on the same path.
         let router = routes::router(Arc::clone(&ingest))
             .merge(Router::new().route("/v1/tables/{table}", get(|| async { "a table" })));
+        let router = routes::with_sockets(router, Arc::clone(&ingest), Origins::default());
         let listener = http::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         http::serve(listener, router, &tasks);
@@ -328,17 +331,53 @@ async fn other_methods_are_left_to_others() {
     let put = answer(house.client.put(&path).body("{}")).await;
     assert_eq!((put.status, put.body["status"].as_u64()), (StatusCode::METHOD_NOT_ALLOWED, Some(405)));
     house.stop().await;
+}
 
-    let tasks = Tasks::new();
-    let (_program, tables) = watch::channel(Arc::default());
-    let alone = Ingest::start(Arc::new(ScriptedLog::new(1)), tables, Settings::default(), &tasks);
-    let listener = http::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}/v1/tables/reactions", listener.local_addr().unwrap());
-    http::serve(listener, routes::router(alone), &tasks);
-    let upgrade =
-        reqwest::Client::new().get(url).header("connection", "upgrade").header("upgrade", "websocket");
-    assert_eq!(answer(upgrade).await.status, StatusCode::NOT_IMPLEMENTED);
-    assert!(tasks.stop(Duration::from_secs(10)).await);
+#[tokio::test(flavor = "multi_thread")]
+async fn each_message_of_a_socket_is_answered_as_a_post_of_it_would_be() {
+    let house = House::new(1, Settings::default()).await;
+    let address = house.url.strip_prefix("http://").unwrap();
+    let mut socket = RawSocket::open(address, "/v1/tables/reactions").await;
+    socket.say(&row("ada")).await;
+    assert_eq!(socket.json().await, json!({"accepted": 1}));
+    socket.say(&format!("[{}, {}]", row("bob"), row("eve"))).await;
+    assert_eq!(socket.json().await, json!({"accepted": 2}));
+    socket.say(&format!("[{}, {{\"user_id\": \"x\"}}]", row("lost"))).await;
+    let refused = socket.json().await;
+    assert_eq!(
+        (&refused["status"], &refused["row"], &refused["column"]),
+        (&json!(400), &json!(1), &json!("emoji_type")),
+        "{refused}"
+    );
+    socket.send_frame(FIN | BINARY, row("lost").as_bytes()).await;
+    assert_eq!(socket.json().await["type"], "about:blank#bad-message");
+    // One message after another, sent without waiting: answered in order, every row in the log once.
+    for number in 0..100 {
+        socket.say(&row(&format!("user{number}"))).await;
+    }
+    for _ in 0..100 {
+        assert_eq!(socket.json().await, json!({"accepted": 1}));
+    }
+    let mut users: Vec<String> = house.users().into_iter().map(|(_, user)| user).collect();
+    users.sort();
+    let mut sent: Vec<String> = (0..100).map(|number| format!("user{number}")).collect();
+    sent.extend(["ada", "bob", "eve"].map(str::to_owned));
+    sent.sort();
+    assert_eq!(users, sent);
+
+    socket.say(&"x".repeat(70_000)).await;
+    assert_eq!(socket.frame().await.unwrap().code(), Some(1009), "more than a message may hold");
+    let upgrade = |path: &str| {
+        let request = house.client.get(format!("{}{path}", house.url)).header("connection", "upgrade");
+        request.header("upgrade", "websocket").header("sec-websocket-version", "13")
+    };
+    assert_eq!(answer(upgrade("/v1/tables/nowhere")).await.status, StatusCode::NOT_FOUND);
+    assert_eq!(answer(upgrade("/v1/tables/reactions")).await.status, StatusCode::BAD_REQUEST, "no key");
+    let foreign = upgrade("/v1/tables/reactions").header("origin", "http://evil.example");
+    assert_eq!(answer(foreign).await.status, StatusCode::FORBIDDEN);
+    let mut told = RawSocket::open(address, "/v1/tables/reactions").await;
+    let (code, ()) = tokio::join!(async { told.frame().await.unwrap().code() }, house.stop());
+    assert_eq!(code, Some(1001), "going away");
 }
 
 #[tokio::test]
