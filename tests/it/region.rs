@@ -1,5 +1,5 @@
-//! A region with a Kafka of its own: its cluster copies between two brokers, dies with `kill -9` and is started again; whoever
-//! is served there misses nothing.
+//! A region with a Kafka of its own: clusters copy between two brokers, two of one name at a time, none, and one again; whoever
+//! is served there misses nothing and is told nothing twice.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -42,15 +42,15 @@ fn states(topology: &Value) -> Vec<&str> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_region_on_a_broker_of_its_own_gets_every_window_once_while_its_cluster_dies_and_comes_back() {
+async fn a_region_on_a_broker_of_its_own_gets_every_window_once_while_its_clusters_die_and_come_back() {
     let (center, region, dir) = (Broker::start(), Broker::start(), program());
     let start =
         |args: &[&str]| Running::start(emostream(dir.path()).args(args).args(["--listen", "127.0.0.1:0"]));
     let up = start(&["up", "--kafka", &center.address]);
     let copying = ["cluster", "far", "--kafka", &center.address, "--region-kafka", &region.address];
-    let mut cluster = start(&copying);
+    let (mut cluster, mut twin) = (start(&copying), start(&copying));
     let subscriber = start(&["subscribe", "--cluster", "far", "--kafka", &region.address]);
-    for process in [&up, &cluster, &subscriber] {
+    for process in [&up, &cluster, &twin, &subscriber] {
         process.ready().await;
     }
     up.poll("/v1/topology", |topology| states(topology) == ["live"]).await;
@@ -77,6 +77,9 @@ async fn a_region_on_a_broker_of_its_own_gets_every_window_once_while_its_cluste
     until("windows come to the region", || shown() > 4).await;
 
     cluster.kill();
+    let before = shown();
+    until("the other one copies", || shown() > before + 8).await;
+    twin.kill();
     let before = shown();
     up.windows("by_request", |windows| windows.len() > before + 8).await;
     let cluster = start(&copying);
