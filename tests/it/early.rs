@@ -19,7 +19,7 @@ use crate::support::viewer::{Shown, Viewer};
 
 /// Sinks without a room are seen in `main`, where nobody sends.
 const ROOMS: [&str; 3] = ["left", "right", "main"];
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 const TABLES: &str = "
 CREATE TABLE reactions (
   user_id TEXT NOT NULL, emoji_type TEXT NOT NULL, room TEXT NOT NULL, timestamp TIMESTAMP NOT NULL DEFAULT now(),
@@ -76,7 +76,7 @@ async fn watched(dir: &Path, args: &[&str]) -> Ledger {
     for _ in 0..2 {
         let before = eager.shown(|shown| (shown.early.len(), shown.messages.len()));
         until("windows are told early and closed", || {
-            eager.shown(|shown| shown.early.len() > before.0 + 20 && shown.messages.len() > before.1 + 4)
+            eager.shown(|shown| shown.early.len() > before.0 + 10 && shown.messages.len() > before.1 + 4)
         })
         .await;
         up.kill();
@@ -131,7 +131,8 @@ fn check_early(shown: &Shown) {
             }
         }
         assert!(told.last().is_some_and(|last| last.is_final), "{table} {start} has no end");
-        if told.len() > 3 {
+        // How often a window is told early is the machine's to say; that it is, the program's.
+        if told.len() > 1 {
             grown.insert(table);
         }
     }
