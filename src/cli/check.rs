@@ -15,7 +15,7 @@ use crate::sql::{
     Diagnostic, Program, Query, SqlFile, error_at_table, explain, plan_program_with, warning_at_watermark,
 };
 
-/// Plans the SQL and reports every error with its file, line and column.
+/// Plan the SQL and report every error with its file, line and column.
 #[derive(Debug, clap::Args)]
 pub struct CheckArgs {
     /// The files to check, as one program whatever their order. Tables not declared among them come from

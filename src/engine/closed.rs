@@ -27,13 +27,13 @@ impl WindowRows {
         pieces: Vec<Arc<Piece>>,
         in_memory: Option<Accumulation>,
     ) -> Result<Option<Self>> {
-        if pieces.is_empty() {
+        let Some(spill) = pieces.first().map(|piece| Arc::clone(piece.spill())) else {
             let rows = in_memory.map(|sum| sum.into_result(aggregation, window)).transpose()?;
             return Ok(rows.map(Self::Whole));
-        }
+        };
         let rest = in_memory.map(Accumulation::into_rest).transpose()?.flatten();
-        let parts = InParts::new(aggregation, window, pieces, rest)?;
-        Ok(parts.map(|parts| Self::InParts(Arc::new(parts))))
+        let parts = InParts::new(aggregation, window, spill, pieces, rest)?;
+        Ok(Some(Self::InParts(Arc::new(parts))))
     }
 }
 

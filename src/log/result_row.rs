@@ -237,26 +237,37 @@ pub(crate) fn result_record(window_ms: (i64, i64), rows: u64, value: serde_json:
 /// The sink of sql/tables.sql, for tests of every file here.
 #[cfg(test)]
 pub(crate) fn emoji_counts() -> Table {
-    use crate::reaction::table::{Column, ColumnSource, ColumnType, Format, TableKind, TableOptions};
-    let column = |name: &str, data_type| Column {
-        name: name.to_owned(),
-        data_type,
+    use crate::reaction::table::ColumnType;
+    let (window, text) = (ColumnType::Timestamp, ColumnType::Text);
+    sink(
+        "emoji_counts",
+        &[
+            (COLUMN_START, window),
+            (COLUMN_END, window),
+            (COLUMN_ROOM, text),
+            ("emoji_type", text),
+            ("count", ColumnType::Bigint),
+        ],
+    )
+}
+
+/// A sink with these columns, for tests.
+#[cfg(test)]
+pub(crate) fn sink(name: &str, columns: &[(&str, crate::reaction::table::ColumnType)]) -> Table {
+    use crate::reaction::table::{Column, ColumnSource, Format, TableKind, TableOptions};
+    let column = |(name, data_type): &(&str, _)| Column {
+        name: (*name).to_owned(),
+        data_type: *data_type,
         nullable: true,
         default: None,
         source: ColumnSource::Record,
     };
     Table {
-        name: "emoji_counts".to_owned(),
+        name: name.to_owned(),
         kind: TableKind::Sink,
-        topic: "emoji_counts".to_owned(),
+        topic: name.to_owned(),
         format: Format::Json,
-        columns: vec![
-            column(COLUMN_START, ColumnType::Timestamp),
-            column(COLUMN_END, ColumnType::Timestamp),
-            column(COLUMN_ROOM, ColumnType::Text),
-            column("emoji_type", ColumnType::Text),
-            column("count", ColumnType::Bigint),
-        ],
+        columns: columns.iter().map(column).collect(),
         watermark: None,
         key_field: None,
         options: std::collections::BTreeMap::new(),

@@ -295,37 +295,23 @@ mod tests {
     use super::*;
     use crate::log::{
         HEADER_FINAL, HEADER_REVISION, HEADER_WINDOW_END, HEADER_WINDOW_ROWS, HEADER_WINDOW_START, NewRecord,
-        Record,
+        Record, result_row::sink,
     };
     use crate::query::Settings;
-    use crate::reaction::table::{Column, ColumnSource, Format, TableKind, TableOptions};
 
     fn table() -> Table {
-        let column = |name: &str, data_type| Column {
-            name: name.to_owned(),
-            data_type,
-            nullable: true,
-            default: None,
-            source: ColumnSource::Record,
-        };
-        Table {
-            name: "counts".to_owned(),
-            kind: TableKind::Sink,
-            topic: "counts".to_owned(),
-            format: Format::Json,
-            columns: vec![
-                column("window_start", ColumnType::Timestamp),
-                column("window_end", ColumnType::Timestamp),
-                column("room", ColumnType::Text),
-                column("emoji_type", ColumnType::Text),
-                column("count", ColumnType::Bigint),
-                column("limit", ColumnType::Bigint),
+        let (window, text) = (ColumnType::Timestamp, ColumnType::Text);
+        sink(
+            "counts",
+            &[
+                ("window_start", window),
+                ("window_end", window),
+                ("room", text),
+                ("emoji_type", text),
+                ("count", ColumnType::Bigint),
+                ("limit", ColumnType::Bigint),
             ],
-            watermark: None,
-            key_field: None,
-            options: BTreeMap::new(),
-            with: TableOptions::default(),
-        }
+        )
     }
 
     fn second(s: i64) -> String {

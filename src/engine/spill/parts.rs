@@ -35,25 +35,19 @@ pub(crate) struct InParts {
 }
 
 impl InParts {
-    /// The pieces of a window, and what is in memory of it; `None` when there is no piece.
+    /// The pieces of a window, which are in `spill`, and what is in memory of it.
     pub(crate) fn new(
         aggregation: &Arc<Aggregation>,
         window: Window,
+        spill: Arc<Spill>,
         pieces: Vec<Arc<Piece>>,
         rest: Option<Partial>,
-    ) -> Result<Option<Self>> {
-        let Some(spill) = pieces.first().map(|piece| Arc::clone(piece.spill())) else { return Ok(None) };
+    ) -> Result<Self> {
         let rest = rest.map(|rest| {
             let hashes = hashes_of(&rest.keys, rest.groups)?;
             Ok::<_, DataFusionError>((rest, hashes))
         });
-        Ok(Some(Self {
-            aggregation: Arc::clone(aggregation),
-            window,
-            spill,
-            pieces,
-            rest: rest.transpose()?,
-        }))
+        Ok(Self { aggregation: Arc::clone(aggregation), window, spill, pieces, rest: rest.transpose()? })
     }
 
     pub(crate) fn spill(&self) -> &Arc<Spill> {

@@ -64,7 +64,7 @@ impl Piece {
     }
 
     /// Where it is.
-    pub(super) fn spill(&self) -> &Arc<Spill> {
+    pub(in crate::engine) fn spill(&self) -> &Arc<Spill> {
         &self.spill
     }
 

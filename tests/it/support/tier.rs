@@ -1,6 +1,5 @@
 //! The publisher tier on a log, served on loopback; windows go in as the engine writes them.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,9 +11,9 @@ use emostream::log::{
     NewRecord, Retention, TopicSpec, Transaction, Writer,
 };
 use emostream::publish::{Live, Settings, Subscriber, Tier, live_router_with};
-use emostream::reaction::table::{Column, ColumnSource, ColumnType, Format, Table, TableKind, TableOptions};
 use emostream::reaction::time::format_rfc3339;
 use emostream::shutdown::Tasks;
+use emostream::sql::{SqlFile, plan_program};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -27,30 +26,13 @@ pub(crate) const SINK: &str = "emoji_counts";
 pub(crate) const PARTITIONS: u32 = 3;
 const SECOND_NS: i64 = 1_000_000_000;
 
-fn sink() -> Table {
-    let column = |name: &str, data_type| Column {
-        name: name.to_owned(),
-        data_type,
-        nullable: true,
-        default: None,
-        source: ColumnSource::Record,
-    };
-    Table {
-        name: SINK.to_owned(),
-        kind: TableKind::Sink,
-        topic: SINK.to_owned(),
-        format: Format::Json,
-        columns: vec![column("room", ColumnType::Text), column("count", ColumnType::Bigint)],
-        watermark: None,
-        key_field: None,
-        options: BTreeMap::new(),
-        with: TableOptions::default(),
-    }
-}
+const TABLES: &str =
+    "CREATE TABLE emoji_counts (room TEXT, count BIGINT) WITH (connector = 'kafka', type = 'sink');";
 
 /// A program with the sink.
 pub(crate) fn program() -> watch::Sender<Arc<ProgramView>> {
-    let tables = BTreeMap::from([(SINK.to_owned(), sink())]);
+    let planned = plan_program(&[SqlFile { name: "tables.sql".into(), text: TABLES.into() }]).unwrap();
+    let tables = planned.tables.into_iter().map(|table| (table.name.clone(), table)).collect();
     watch::Sender::new(Arc::new(ProgramView { tables, ..ProgramView::default() }))
 }
 
