@@ -107,13 +107,16 @@ struct Candidate {
 
 impl Candidate {
     async fn stand(&self, seat: &Seat, first: Arc<dyn Lease>) -> Result<(), EngineError> {
-        let mut lease = first;
+        let (mut lease, mut was_here) = (first, false);
         loop {
             let began = Instant::now();
             let held = self.tasks.token().run_until_cancelled_owned(lease.held()).await;
             let run = match held {
                 Some(()) => {
-                    let source = if began.elapsed() > STOOD_BY { Source::Log } else { Source::Folder };
+                    // Who had the lease before may have lost it to one that was told of edits since.
+                    let follows = was_here || began.elapsed() > STOOD_BY;
+                    was_here = true;
+                    let source = if follows { Source::Log } else { Source::Folder };
                     self.run(seat, &lease, source).await
                 }
                 None => Ok(()),
