@@ -57,6 +57,9 @@ struct Aside {
     panes: BTreeMap<i64, Vec<Arc<Piece>>>,
 }
 
+/// The front of a window holds at most so many times the groups of its panes; as many where every pane has the same keys.
+const FRONT_AT_MOST: usize = 2;
+
 impl Aside {
     fn of(&self, window: Window) -> Vec<Arc<Piece>> {
         let front = self.front.range(window.start..window.end).next().map(|(_, sum)| sum);
@@ -308,26 +311,41 @@ impl SlidingWindows {
         Ok(())
     }
 
-    /// Makes the window's panes the new front: one sum for every start of a window.
+    /// Makes the window's panes the new front: one sum for every start of a window. Where that would hold much more than
+    /// the panes do, because their keys differ, this window is summed by itself.
     fn flip(&mut self, window: Window, scratch: &mut Scratch) -> Result<()> {
-        let aggregation = Arc::clone(&self.aggregation);
         self.front.clear();
         self.corrections.clear();
-        let mut starts: BTreeMap<i64, Vec<Partial>> = BTreeMap::new();
-        for (pane, held) in self.held.range_mut(window.start..window.end) {
-            let start = self.panes.slide_start(*pane);
-            starts.entry(start).or_default().extend(held.partial.take());
-        }
-        let mut later: Option<Partial> = None;
-        for (start, panes) in starts.into_iter().rev() {
-            let sum = Partial::sum(&aggregation, panes.iter().chain(&later), scratch)?;
-            later = sum.map(Accumulation::into_partial).transpose()?;
-            if let Some(sum) = &later {
-                self.front.insert(start, sum.clone());
-            }
-        }
+        let Some(front) = self.front_of(window, scratch)? else {
+            (self.line, self.back_end, self.back) = (window.start, window.start, None);
+            return self.extend_back(window.end, scratch);
+        };
+        self.held.range_mut(window.start..window.end).for_each(|(_, held)| held.partial = None);
+        self.front = front;
         (self.line, self.back_end, self.back) = (window.end, window.end, None);
         Ok(())
+    }
+
+    fn front_of(&self, window: Window, scratch: &mut Scratch) -> Result<Option<BTreeMap<i64, Partial>>> {
+        let mut starts: BTreeMap<i64, Vec<&Partial>> = BTreeMap::new();
+        let mut held_size = Size::default();
+        for (pane, held) in self.held.range(window.start..window.end) {
+            held_size = held_size + held.partial.as_ref().map(Partial::size).unwrap_or_default();
+            starts.entry(self.panes.slide_start(*pane)).or_default().extend(&held.partial);
+        }
+        let (mut front, mut size): (BTreeMap<i64, Partial>, _) = (BTreeMap::new(), Size::default());
+        for (start, panes) in starts.into_iter().rev() {
+            let later = front.first_key_value().map(|(_, later)| later);
+            let sum = Partial::sum(&self.aggregation, panes.into_iter().chain(later), scratch)?;
+            if let Some(sum) = sum.map(Accumulation::into_partial).transpose()? {
+                size = size + sum.size();
+                front.insert(start, sum);
+            }
+            if size.groups > FRONT_AT_MOST * held_size.groups {
+                return Ok(None);
+            }
+        }
+        Ok(Some(front))
     }
 
     /// Forgets the panes whose last window is closed.
