@@ -11,7 +11,7 @@ use arrow::error::ArrowError;
 use super::expression::Rows;
 use super::sharing::InPanes;
 use crate::log::Record;
-use crate::log::codec::{CodecError, RecordCodec, declared_rows};
+use crate::log::codec::{CodecError, MAX_READ_ROWS, RecordCodec, declared_rows};
 
 /// Decoded records of one partition, in order.
 #[derive(Debug)]
@@ -137,7 +137,8 @@ pub(crate) fn decode(codec: &RecordCodec, columns: &Columns, records: &[Record],
         let is_bad = bad.next_if_eq(&place).is_some();
         let rows = if is_bad { 1 } else { end - begin };
         begin = end;
-        let accepted = declared_rows(record).unwrap_or(rows as u64);
+        // What cannot be read may declare anything; what can was compared with it.
+        let accepted = declared_rows(record).unwrap_or(rows as u64).min(MAX_READ_ROWS as u64);
         Span {
             offset: record.offset,
             timestamp_ms: record.timestamp_ms,
