@@ -53,6 +53,11 @@ impl Bounds {
         self.bytes
     }
 
+    /// Whether it is more than half of what may be.
+    pub(super) fn is_half_of(self, held: Size) -> bool {
+        held.groups as u64 > self.groups / 2 || held.bytes as u64 > self.bytes / 2
+    }
+
     /// What of it is too much, if anything is.
     pub(super) fn exceeded_by(self, held: Size) -> Option<Excess> {
         let Size { groups, bytes } = held;

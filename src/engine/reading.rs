@@ -42,7 +42,7 @@ async fn read_once(
     lane: Lane,
     follower: &mut Follower,
 ) -> Result<(), Failure> {
-    while run.has_to_wait(index) {
+    while run.has_to_wait(index, clock::wall_ns(), shared.bounds) {
         tokio::time::sleep(PROOF_WAIT).await;
     }
     let earlier = run.earlier.notified();

@@ -4,7 +4,7 @@
 //! nobody waits for a partition at work except to close it.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -63,6 +63,7 @@ pub(super) struct Run {
     pub(super) earlier: Notify,
     /// What the closer holds.
     held: HeldHere,
+    is_committing: AtomicBool,
     /// Where windows are put aside.
     spill: Option<Arc<Spill>>,
 }
@@ -149,6 +150,7 @@ impl Run {
         Ok(Self {
             lanes: lanes.collect::<Result<_, _>>()?,
             held,
+            is_committing: AtomicBool::new(false),
             closing: Mutex::new(Closing {
                 committed: closer.counted(),
                 closer,
@@ -268,15 +270,26 @@ impl Run {
     }
 
     /// Whether this partition has to wait: it is far ahead of the slowest in event time, or much of it waits for a
-    /// commit.
-    pub(super) fn has_to_wait(&self, index: usize) -> bool {
+    /// commit, or what is held does.
+    pub(super) fn has_to_wait(&self, index: usize, now_ns: i64, bounds: Bounds) -> bool {
         if self.lanes[index].pending.load(Ordering::Relaxed) > MAX_PENDING {
             return true;
         }
+        // Windows that are over stay until the commit under way is done, which a log that stalls may hold for long.
+        if self.is_committing.load(Ordering::Relaxed) && bounds.is_half_of(self.in_memory()) {
+            return true;
+        }
         match (self.lanes[index].watermark(), self.watermark()) {
-            (Some(own), Some(slowest)) => own.saturating_sub(slowest) > MAX_SKEW_NS,
+            // Nobody is ahead because of a sender whose clock is.
+            (Some(own), Some(slowest)) => own.min(now_ns).saturating_sub(slowest) > MAX_SKEW_NS,
             _ => false,
         }
+    }
+
+    /// A commit is under way until what is returned is dropped.
+    pub(super) fn committing(&self) -> impl Drop + use<'_> {
+        self.is_committing.store(true, Ordering::Relaxed);
+        Committing(&self.is_committing)
     }
 
     /// Closes what is over, and looks at what is open for these outputs, whose sinks want early results now. `None` when
@@ -430,6 +443,14 @@ fn blocking<T>(work: impl FnOnce() -> T) -> T {
     match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
         Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
         _ => work(),
+    }
+}
+
+struct Committing<'a>(&'a AtomicBool);
+
+impl Drop for Committing<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
     }
 }
 

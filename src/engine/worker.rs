@@ -6,10 +6,12 @@
 //! the query starts over: fence, read the checkpoint, rebuild what was open.
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -125,7 +127,13 @@ impl RunningQuery {
         let running = Arc::new(Self { query, text, version, shared, stop, status, progress });
         let supervised = Arc::clone(&running);
         tasks.spawn(async move {
-            supervised.supervise(supervised.stop.clone()).await;
+            let supervising = AssertUnwindSafe(supervised.supervise(supervised.stop.clone()));
+            if supervising.catch_unwind().await.is_err() {
+                // Whoever waits for its end would wait for ever.
+                let reason = "closing windows panicked, this is a defect; the process's log says where";
+                tracing::error!(query = supervised.query.name, reason, "the query stopped");
+                supervised.set(State::Failed, Some(reason.to_owned()));
+            }
             supervised.progress.send_modify(|progress| progress.has_ended = true);
         });
         running
@@ -288,9 +296,9 @@ impl RunningQuery {
         let ranges = ranges(log.as_ref(), query).await?;
         let starts = group::starts(log.as_ref(), query, checkpoint.as_ref(), &ranges).await?;
         let start = match checkpoint.as_ref().and_then(|checkpoint| query.taken_over(checkpoint)) {
-            Some((checkpoint, emitted)) => {
+            Some((checkpoint, told)) => {
                 let tolerance_ms = self.shared.rules.future_tolerance_ms;
-                takeover::start(log.as_ref(), query, checkpoint, emitted, &ranges, tolerance_ms).await?
+                takeover::start(log.as_ref(), query, checkpoint, told, &ranges, tolerance_ms).await?
             }
             None if checkpoint.is_none() && query.starts_at_the_end() => {
                 let ends = ranges.iter().map(|ranges| ranges.iter().map(|range| range.end).collect());
@@ -343,10 +351,13 @@ impl RunningQuery {
                     committed.rows = closed.checkpoint.figures.accepted - start.figures.accepted;
                     committed.positions = closed.checkpoint.sources.clone();
                     let transaction = transaction(&self.query, &closed, &sink_partitions)?;
+                    let _committing = run.committing();
                     if !save_ahead(writer.as_mut(), &closed.saved, stop).await? {
                         return Ok(());
                     }
-                    commit(writer.as_mut(), transaction, stop).await?;
+                    if !commit(writer.as_mut(), transaction, stop).await? {
+                        return Ok(());
+                    }
                     run.committed(closed.checkpoint.figures.counted);
                     hold(self.shared.log.as_ref(), &self.query.name, &closed.checkpoint).await?;
                     observe(&self.query.name, &closed);
