@@ -50,6 +50,11 @@ impl Rhythm {
     pub fn first_end_from(self, ns: i64) -> i64 {
         self.end_at_or_after(ns).saturating_add(self.width_ns)
     }
+
+    /// The start of the first window that ends after that time.
+    pub fn first_start_of_later(self, ns: i64) -> i64 {
+        self.end_at_or_before(ns.saturating_sub(self.width_ns)).saturating_add(self.slide_ns)
+    }
 }
 
 fn multiple_at_or_after(ns: i64, step: i64) -> i64 {
@@ -98,23 +103,22 @@ pub struct Takeover {
 }
 
 impl Takeover {
-    /// After everything up to `emitted` was emitted by another version.
-    pub fn after(new: Rhythm, emitted: i64) -> Self {
-        let emitted = new.end_at_or_before(emitted);
-        let first_end = emitted.saturating_add(new.slide_ns);
-        Self { emitted, rows_from: first_end.saturating_sub(new.width_ns) }
+    /// After everything up to `emitted` was emitted by another version; `new` are the new one's windows, of each kind.
+    pub fn after(new: &[Rhythm], emitted: i64) -> Self {
+        let starts = new.iter().map(|windows| windows.first_start_of_later(emitted));
+        Self { emitted, rows_from: starts.min().unwrap_or(emitted) }
     }
 
     /// The same when rows from before `whole_from` are gone: only windows that start at or after it are emitted.
-    pub fn without_rows_before(self, new: Rhythm, whole_from: i64) -> Self {
+    #[must_use]
+    pub fn without_rows_before(self, new: &[Rhythm], whole_from: i64) -> Self {
         if whole_from <= self.rows_from {
             return self;
         }
-        let first_end = new.first_end_from(whole_from);
-        Self {
-            emitted: first_end.saturating_sub(new.slide_ns),
-            rows_from: first_end.saturating_sub(new.width_ns),
-        }
+        // Windows of one kind end as late as that which start too early.
+        let ends =
+            new.iter().map(|windows| windows.first_end_from(whole_from).saturating_sub(windows.slide_ns));
+        Self::after(new, ends.fold(self.emitted, i64::max))
     }
 }
 
@@ -127,8 +131,10 @@ pub struct Version<'a> {
     pub fingerprint: &'a str,
     /// The sources' topics, as one text.
     pub topic: &'a str,
-    /// Its windows.
+    /// Its windows, all kinds together.
     pub rhythm: Rhythm,
+    /// And each kind by itself.
+    pub windows: &'a [Rhythm],
     /// What makes rows one session, where it has any.
     pub sessions: Option<&'a str>,
 }
@@ -198,7 +204,7 @@ impl Compatibility {
             );
             return Self { kind: Kind::Switches, at: Some(at), detail };
         }
-        let from = Takeover::after(new.rhythm, at).rows_from;
+        let from = Takeover::after(new.windows, at).rows_from;
         let detail = format!(
             "the windows of the two have no common boundary within a minute: the running version emits up to {}, and \
              this one's first windows begin at {}, so that rows between the two are in windows of both",
@@ -251,26 +257,33 @@ mod tests {
 
     #[test]
     fn the_new_version_emits_what_ends_later_and_reads_from_the_first_row_of_it() {
-        let takeover = |new, emitted: i64| Takeover::after(new, emitted * S);
-        let expected =
-            |emitted: i64, rows_from: i64| Takeover { emitted: emitted * S, rows_from: rows_from * S };
-        assert_eq!(takeover(tumble(4), 104), expected(104, 104));
-        assert_eq!(takeover(tumble(4), 102), expected(100, 100));
-        assert_eq!(takeover(hop(2, 10), 104), expected(104, 96));
-        assert_eq!(takeover(tumble(4), -2), expected(-4, -4));
+        let rows_from = |new: &[Rhythm], emitted: i64| Takeover::after(new, emitted * S).rows_from / S;
+        assert_eq!(rows_from(&[tumble(4)], 104), 104);
+        assert_eq!(rows_from(&[tumble(4)], 102), 100);
+        assert_eq!(rows_from(&[hop(2, 10)], 104), 96);
+        assert_eq!(rows_from(&[tumble(4)], -2), -4);
+        // Each kind from its own next window: not where all of them begin together.
+        assert_eq!(rows_from(&[tumble(10), tumble(15)], 60), 60);
+        assert_eq!(rows_from(&[tumble(10), tumble(15)], 70), 60);
+        assert_eq!(rows_from(&[tumble(2), tumble(60)], 118), 60);
+        assert_eq!(rows_from(&[], 118), 118);
     }
 
     #[test]
     fn windows_of_rows_that_are_gone_are_not_emitted() {
-        let cut = |new, emitted: i64, whole: i64| {
+        let cut_of = |new: &[Rhythm], emitted: i64, whole: i64| {
             Takeover::after(new, emitted * S).without_rows_before(new, whole * S)
         };
+        let cut = |new, emitted, whole| cut_of(&[new], emitted, whole);
         let expected =
             |emitted: i64, rows_from: i64| Takeover { emitted: emitted * S, rows_from: rows_from * S };
         assert_eq!(cut(tumble(4), 104, 104), expected(104, 104));
         assert_eq!(cut(tumble(4), 104, 105), expected(108, 108));
         assert_eq!(cut(tumble(4), 104, 3), expected(104, 104));
         assert_eq!(cut(hop(2, 10), 104, 97), expected(106, 98));
+        // [104, 106) lacks rows, and so does [98, 105): the first whole ones end after 112.
+        assert_eq!(cut_of(&[tumble(2), tumble(7)], 104, 105), expected(105, 105));
+        assert_eq!(cut_of(&[tumble(2), tumble(7)], 104, 106), expected(112, 112));
     }
 
     #[test]
@@ -280,6 +293,7 @@ mod tests {
             fingerprint,
             topic: "reactions",
             rhythm,
+            windows: &[],
             sessions: None,
         };
         let old = version("a", "f", tumble(2));

@@ -14,7 +14,7 @@ pub use self::start::{Lane, Start};
 use super::aggregate::Pane;
 use super::bounds::Size;
 use super::closed::{ClosedRows, WindowRows};
-use super::compile::{CompiledOutput, CompiledQuery};
+use super::compile::{CompiledCut, CompiledOutput, CompiledQuery};
 use super::early::{Early, Look, OpenPane};
 use super::groups::Scratch;
 use super::kept::Kept;
@@ -23,7 +23,7 @@ use super::saved::{Saved, SavedKey, SavedRecord, State};
 use super::session::{LeftOut, Sessions};
 use super::session_switch::SessionSwitch;
 use super::spill::Spill;
-use crate::reaction::checkpoint::{Checkpoint, Gap, OpenSessions, Position};
+use crate::reaction::checkpoint::{Checkpoint, Gap, OpenSessions, Position, Told};
 use crate::reaction::figures::Figures;
 use crate::reaction::time::Window;
 
@@ -85,6 +85,7 @@ pub struct Closer {
     base: Figures,
     counted: u64,
     emitted: Option<i64>,
+    took_over_at: Option<i64>,
     revision: u64,
     early: Early,
     sessions: SessionSwitch,
@@ -103,6 +104,7 @@ impl Closer {
             base: start.figures,
             counted: start.figures.counted,
             emitted: start.emitted,
+            took_over_at: start.took_over_at,
             revision: start.revision,
             early: Early::default(),
             sessions: start.sessions,
@@ -338,7 +340,18 @@ impl Closer {
             saved: self.saved.counts(),
             sessions: self.open_sessions(),
             revision: self.revision,
+            took_over_at: self.took_over_at,
+            told: self.told(),
         }
+    }
+
+    fn told(&self) -> Option<Told> {
+        let emitted = self.emitted?;
+        let before = self.took_over_at.unwrap_or(i64::MIN);
+        let by =
+            |cut: &CompiledCut| cut.panes.map_or(emitted, |panes| panes.slide_start(emitted)).max(before);
+        let (by_all, by_some) = (self.query.cuts.iter().map(by).min(), self.query.cuts.iter().map(by).max());
+        by_all.zip(by_some).map(|(by_all, by_some)| Told { by_all, by_some })
     }
 
     fn sessions(&self) -> impl Iterator<Item = &Sessions> {

@@ -21,7 +21,7 @@ use super::steps::{self, Step};
 use super::window::{self, Panes};
 use crate::log::ClientConfigs;
 use crate::log::codec::RecordCodec;
-use crate::reaction::checkpoint::Checkpoint;
+use crate::reaction::checkpoint::{Checkpoint, Told};
 use crate::reaction::table::{SourceOffset, Table};
 use crate::sql;
 use crate::sql::cut::{Cut, Input, Part, RowWise, Windowing};
@@ -42,6 +42,8 @@ pub struct CompiledQuery {
     /// The static tables that it looks rows up in, with their rows' versions.
     pub statics: String,
     pub(crate) cuts: Vec<CompiledCut>,
+    /// How the windows of each cut lie in event time.
+    pub(crate) windows: Vec<Rhythm>,
 }
 
 /// One source table of a query.
@@ -135,9 +137,13 @@ impl CompiledQuery {
             version => format!("{fingerprint}-{}", sql::fnv1a(version.into_bytes())),
         };
         let statics = statics.version(query.statics.iter().map(|table| &table.name));
-        let sources = sources.collect::<Result<_>>()?;
+        let sources = sources.collect::<Result<Vec<_>>>()?;
+        // Records that are read again after a restart have to be judged as they were.
+        let judged: String = sources.iter().map(CompiledSource::judged_by).collect();
+        let fingerprint = format!("{fingerprint}-{}", sql::fnv1a(judged.into_bytes()));
+        let windows = cuts.iter().map(|cut| window::rhythm(cut.windowing)).collect();
         let sessions = query.sessions().map(|(definition, gap_ns)| SessionKind { definition, gap_ns });
-        Ok(Self { name: query.name.clone(), sources, outputs, fingerprint, sessions, statics, cuts })
+        Ok(Self { name: query.name.clone(), sources, outputs, fingerprint, sessions, statics, cuts, windows })
     }
 
     /// The last instant at or before `ns` at which a window of the query may close; `None` when it has no window.
@@ -146,14 +152,14 @@ impl CompiledQuery {
         self.cuts.iter().map(boundary).max()
     }
 
-    /// The checkpoint of another plan over the same sources that has emitted windows, and up to where: this one takes
+    /// The checkpoint of another plan over the same sources that has emitted windows, and what was emitted: this one takes
     /// over from there.
-    pub(super) fn taken_over<'a>(&self, checkpoint: &'a Checkpoint) -> Option<(&'a Checkpoint, i64)> {
+    pub(super) fn taken_over<'a>(&self, checkpoint: &'a Checkpoint) -> Option<(&'a Checkpoint, Told)> {
         let reads = |topic: &String| self.sources.iter().any(|source| source.table.topic == *topic);
         let same_topics =
             checkpoint.sources.keys().all(reads) && checkpoint.sources.len() == self.sources.len();
         let is_other = same_topics && checkpoint.fingerprint != self.fingerprint;
-        checkpoint.emitted.filter(|_| is_other).map(|emitted| (checkpoint, emitted))
+        checkpoint.told().filter(|_| is_other).map(|told| (checkpoint, told))
     }
 
     /// The topics that it reads, as one text.
@@ -162,10 +168,10 @@ impl CompiledQuery {
         topics.join(", ")
     }
 
-    /// How its windows lie in event time.
+    /// How its windows lie in event time, all kinds together.
     pub fn rhythm(&self) -> Rhythm {
-        let rhythms = self.cuts.iter().map(|cut| window::rhythm(cut.windowing));
-        rhythms.reduce(Rhythm::together).unwrap_or(Rhythm { slide_ns: 1, width_ns: 1 })
+        let together = self.windows.iter().copied().reduce(Rhythm::together);
+        together.unwrap_or(Rhythm { slide_ns: 1, width_ns: 1 })
     }
 
     /// Whether its first start leaves out what the log holds: a source says `'source.offset' = 'latest'`.
@@ -271,6 +277,18 @@ impl CompiledSource {
             inputs,
             table: table.clone(),
         })
+    }
+}
+
+impl CompiledSource {
+    /// What decides, besides the plan, whether a record of it can be read, and whether a row is late.
+    fn judged_by(&self) -> String {
+        let column = |place: &usize| {
+            let column = &self.table.columns[*place];
+            format!("{} {:?} {} {:?}\n", column.name, column.data_type, column.nullable, column.default)
+        };
+        let columns: String = self.columns.places.iter().map(column).collect();
+        format!("{} by {}\n{columns}", self.table.name, self.columns.event_time)
     }
 }
 

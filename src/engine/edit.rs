@@ -210,7 +210,7 @@ impl Engine {
         files: &Files,
         must: Option<&str>,
     ) -> Result<Planned, Vec<Diagnostic>> {
-        let planned = plan(&self.place, files.clone()).await?;
+        let planned = plan(&self.place, self.shared.rules, files.clone()).await?;
         if let Some(name) = must.filter(|name| !planned.queries.contains_key(*name)) {
             let file = self.place.folder.join(file_of(name)).display().to_string();
             let message = "the text holds no INSERT INTO a sink SELECT …, so there is no query";

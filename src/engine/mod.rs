@@ -88,6 +88,7 @@ use tokio::sync::mpsc;
 
 pub use self::edit::{ChangeError, Verdict};
 pub use self::inspect::KeptRecord;
+use self::partition::TimeRules;
 use self::planned::{Files, Planned};
 pub use self::seat::Seat;
 use self::shared::Shared;
@@ -246,7 +247,8 @@ impl Engine {
             }
             _ => follow::without_rolled_back(&before, &seen),
         };
-        let planned = plan(&place, files).await.map_err(EngineError::Refused)?;
+        let shared = Arc::new(Shared::new(Arc::clone(log), Arc::clone(lease), settings));
+        let planned = plan(&place, shared.rules, files).await.map_err(EngineError::Refused)?;
         if let Some((dir, limit)) = settings.spill() {
             // Before anything is counted, not when the first window is too large.
             spill::Disk::new(&dir, limit)?;
@@ -255,7 +257,7 @@ impl Engine {
         let view = program::store(log.as_ref(), &planned.view(), clock::wall_ns()).await?;
         let (failures, failed) = mpsc::channel(FAILURES);
         let engine = Arc::new(Self {
-            shared: Arc::new(Shared::new(Arc::clone(log), Arc::clone(lease), settings)),
+            shared,
             log: Arc::clone(log),
             tasks: tasks.clone(),
             failures,
@@ -365,7 +367,7 @@ impl Engine {
             }
             let mut files = program.planned.files.clone();
             files.insert(planned::file_of(name), old.text.clone());
-            let planned = plan(&self.place, files).await.ok();
+            let planned = plan(&self.place, self.shared.rules, files).await.ok();
             if let Some(query) = planned.and_then(|mut planned| planned.queries.remove(name)) {
                 versions.insert(name.clone(), Arc::new(Version { number, query }));
             }
@@ -378,10 +380,10 @@ impl Engine {
 const FAILURES: usize = 16;
 
 /// Plans where it may take its time.
-async fn plan(place: &Place, files: Files) -> Result<Planned, Vec<Diagnostic>> {
+async fn plan(place: &Place, rules: TimeRules, files: Files) -> Result<Planned, Vec<Diagnostic>> {
     let (place, name) = (place.clone(), place.folder.display().to_string());
-    let planned =
-        tokio::task::spawn_blocking(move || Planned::of(&place.folder, &place.servers, &files)).await;
+    let planning = move || Planned::of(&place.folder, &place.servers, rules.future_tolerance_ms, &files);
+    let planned = tokio::task::spawn_blocking(planning).await;
     planned.unwrap_or_else(|error| {
         Err(vec![planned::at_start(name, &format!("the planner ended, this is a defect: {error}"), "")])
     })

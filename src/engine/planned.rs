@@ -36,6 +36,7 @@ impl PlannedQuery {
             fingerprint: &self.compiled.fingerprint,
             topic: &self.topics,
             rhythm: self.compiled.rhythm(),
+            windows: &self.compiled.windows,
             sessions: self.compiled.sessions.as_ref().map(|sessions| sessions.definition.as_str()),
         }
     }
@@ -55,8 +56,13 @@ impl Planned {
     ///
     /// # Errors
     /// Everything that is wrong, each at its place; files are named as in `folder`.
-    /// `servers` is the Kafka that is the log, if that is one.
-    pub(super) fn of(folder: &Path, servers: &[String], files: &Files) -> Result<Self, Vec<Diagnostic>> {
+    /// `servers` is the Kafka that is the log, if that is one; `tolerance_ms` how far rows may be ahead of their record.
+    pub(super) fn of(
+        folder: &Path,
+        servers: &[String],
+        tolerance_ms: i64,
+        files: &Files,
+    ) -> Result<Self, Vec<Diagnostic>> {
         let named = |(name, text): (&String, &String)| SqlFile {
             name: folder.join(name).display().to_string(),
             text: text.clone(),
@@ -88,7 +94,9 @@ impl Planned {
         let (mut queries, mut refused) = (BTreeMap::new(), Vec::new());
         for query in &program.queries {
             match CompiledQuery::compile_with(query, &statics) {
-                Ok(compiled) => {
+                Ok(mut compiled) => {
+                    // Records that are read again have to be judged as they were.
+                    compiled.fingerprint += &format!("-{tolerance_ms}");
                     let (plan, text) = (sql::explain(query), query.text.clone());
                     let sinks: Vec<&Table> = query.sinks().collect();
                     let (sources, joined) = (&query.sources, &compiled.statics);
@@ -278,7 +286,7 @@ mod tests {
 WITH (connector = 'kafka', type = 'source', late_rows = 'table');
 CREATE TABLE counts (count BIGINT) WITH (connector = 'kafka', type = 'sink', topic = '{sink_topic}');"
         );
-        Planned::of(Path::new("sql"), &[], &Files::from([("tables.sql".to_owned(), tables)]))
+        Planned::of(Path::new("sql"), &[], 5000, &Files::from([("tables.sql".to_owned(), tables)]))
     }
 
     #[test]

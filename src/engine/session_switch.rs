@@ -90,8 +90,7 @@ impl SessionSwitch {
         let read_from = self.rows_from.unwrap_or(open_from).min(open_from).min(self.whole_from);
         let lacks = self.whole_from > left_out_before(before);
         let lacking = lacks.then_some(Gap { from: read_from, to: self.whole_from });
-        let both = |one: Gap, other: Gap| Gap { from: one.from.min(other.from), to: one.to.max(other.to) };
-        other.into_iter().chain(lacking).reduce(both)
+        other.into_iter().chain(lacking).reduce(Gap::with)
     }
 }
 

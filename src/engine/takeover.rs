@@ -8,13 +8,13 @@ use super::closing::Start;
 use super::compile::CompiledQuery;
 use super::session_switch::{SessionSwitch, first_open};
 use crate::log::{Log, LogError, PartitionRange};
-use crate::reaction::checkpoint::{Checkpoint, Gap};
+use crate::reaction::checkpoint::{Checkpoint, Gap, Told};
 use crate::reaction::time::NS_PER_MS;
 
 /// How long a record that is there may take to be read.
 const READ_WAIT: Duration = Duration::from_secs(5);
 
-/// The start of `query` after the checkpoint of another plan that emitted up to `emitted`. A row lies in no record that
+/// The start of `query` after the checkpoint of another plan that has told that much. A row lies in no record that
 /// is stamped earlier than the row less the tolerance, because it would have been one of the future there.
 ///
 /// # Errors
@@ -23,14 +23,17 @@ pub(super) async fn start(
     log: &dyn Log,
     query: &CompiledQuery,
     checkpoint: &Checkpoint,
-    emitted: i64,
+    told: Told,
     ranges: &[Vec<PartitionRange>],
     tolerance_ms: i64,
 ) -> Result<Start, LogError> {
+    // What windows of some kind hold and those of others do not is told by none: it would come twice.
+    let Told { by_all, by_some: emitted } = told;
+    let untold = (by_all < emitted).then_some(Gap { from: by_all, to: emitted });
     let before = checkpoint.sessions.as_ref();
     // Rows of sessions that are open are in no window yet, and a query without sessions does not ask which they are.
     let boundary = if query.sessions.is_some() { emitted } else { first_open(before, emitted) };
-    let wanted = Takeover::after(query.rhythm(), boundary);
+    let wanted = Takeover::after(&query.windows, boundary);
     let switch = query.sessions.as_ref().map(|kind| SessionSwitch::after(before, kind, emitted));
     let rows_from = switch
         .and_then(|switch| switch.rows_from)
@@ -46,25 +49,35 @@ pub(super) async fn start(
             all_are_there &= range.start == 0 && offset <= range.start;
             // All that is left is stamped late enough: records before it may be gone.
             if range.start > 0 && offset <= range.start {
-                let first_ms = first_stamp(log, topic, partition, *range).await?;
-                let gone_to_ms = first_ms.map_or(i64::MIN, |first_ms| first_ms.saturating_add(tolerance_ms));
-                whole_from = whole_from.max(gone_to_ms.saturating_mul(NS_PER_MS));
+                let gone_to = match first_stamp(log, topic, partition, *range).await? {
+                    Some(first_ms) => first_ms.saturating_add(tolerance_ms).saturating_mul(NS_PER_MS),
+                    // All that it held is gone: as far as anybody has read it.
+                    None => watermark_of(checkpoint, topic, partition).saturating_add(source.delay_ns),
+                };
+                whole_from = whole_from.max(gone_to);
             }
         }
         rows_at.push(of_topic);
     }
-    let takeover = wanted.without_rows_before(query.rhythm(), whole_from);
-    let mut gap =
-        (takeover.emitted > wanted.emitted).then_some(Gap { from: emitted, to: takeover.rows_from });
-    let mut sessions = SessionSwitch::default();
+    let takeover = wanted.without_rows_before(&query.windows, whole_from);
+    let lost = (takeover.emitted > wanted.emitted).then_some(Gap { from: emitted, to: takeover.rows_from });
+    let (mut sessions, mut of_sessions) = (SessionSwitch::default(), None);
     if let Some((switch, kind)) = switch.zip(query.sessions.as_ref()) {
         sessions = match all_are_there {
             true => switch.with_all_rows(before),
             false => switch.without_rows_before(kind, whole_from),
         };
-        gap = gap.or(sessions.gap(before, kind, emitted));
+        of_sessions = sessions.gap(before, kind, emitted);
     }
+    let gap = [untold, lost, of_sessions].into_iter().flatten().reduce(Gap::with);
     Ok(Start { gap, sessions, ..Start::take_over(query, Some(checkpoint), takeover, &rows_at) })
+}
+
+/// How far event time had come in a partition; the earliest time there is when nobody has read it.
+fn watermark_of(checkpoint: &Checkpoint, topic: &str, partition: u32) -> i64 {
+    let positions = checkpoint.sources.get(topic);
+    let position = positions.and_then(|positions| positions.get(partition as usize));
+    position.and_then(|position| position.watermark).unwrap_or(i64::MIN)
 }
 
 /// When the first record that is left was stamped; `None` when none is.
@@ -135,9 +148,12 @@ mod tests {
             saved: Vec::new(),
             sessions: None,
             revision: 0,
+            took_over_at: None,
+            told: None,
         };
         let (query, ranges) = (query(), log.describe("reactions").await.unwrap().unwrap());
-        start(log, &query, &checkpoint, emitted_ms * NS_PER_MS, &[ranges], TOLERANCE_MS).await.unwrap()
+        let told = checkpoint.told().unwrap();
+        start(log, &query, &checkpoint, told, &[ranges], TOLERANCE_MS).await.unwrap()
     }
 
     #[tokio::test]

@@ -34,6 +34,31 @@ pub struct Checkpoint {
     /// The highest revision of results written; 0 as long as there were no early ones.
     #[serde(default)]
     pub revision: u64,
+    /// Up to where versions before this one have told all rows.
+    #[serde(default, with = "optional_rfc3339")]
+    pub took_over_at: Option<i64>,
+    /// What another version need not tell any more; `None` before the first window.
+    #[serde(default)]
+    pub told: Option<Told>,
+}
+
+/// Up to where rows are in windows that were emitted. Windows of several kinds end at different times, and long ones are
+/// looked at between their ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    /// In windows of every kind.
+    #[serde(with = "rfc3339")]
+    pub by_all: i64,
+    /// In windows of some kind.
+    #[serde(with = "rfc3339")]
+    pub by_some: i64,
+}
+
+impl Checkpoint {
+    /// What was told up to now; `None` before the first window.
+    pub fn told(&self) -> Option<Told> {
+        self.told.or(self.emitted.map(|emitted| Told { by_all: emitted, by_some: emitted }))
+    }
 }
 
 /// Where the sessions of a query stand.
@@ -70,6 +95,14 @@ pub struct Gap {
     /// Where the new version's first window starts.
     #[serde(with = "rfc3339")]
     pub to: i64,
+}
+
+impl Gap {
+    /// From the beginning of both to their end.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        Self { from: self.from.min(other.from), to: self.to.max(other.to) }
+    }
 }
 
 /// For `#[serde(with = "…")]`: like [`rfc3339`], `None` as null.

@@ -45,5 +45,6 @@ mod standby;
 mod statics;
 mod support;
 mod tables;
+mod takeovers;
 mod watch;
 mod websocket;

@@ -3,7 +3,7 @@
 use crate::engine::change::Takeover;
 use crate::engine::compile::CompiledQuery;
 use crate::engine::session_switch::SessionSwitch;
-use crate::reaction::checkpoint::{Checkpoint, Gap, Position};
+use crate::reaction::checkpoint::{Checkpoint, Gap, Position, Told};
 use crate::reaction::figures::Figures;
 
 /// One partition of one source of a query.
@@ -34,10 +34,15 @@ pub struct Start {
     pub sessions: SessionSwitch,
     /// The highest revision written.
     pub revision: u64,
+    /// Up to where versions before this one have told all rows.
+    pub took_over_at: Option<i64>,
     /// The account begins with the rows that are filled into windows again: what the version before it did with all
     /// others cannot be told from its totals.
     pub begins_account: bool,
 }
+
+/// Nothing was emitted by anybody.
+const NOTHING: Takeover = Takeover { emitted: i64::MIN, rows_from: i64::MIN };
 
 impl Start {
     /// Decides from where `query` reads. `first_offsets` are, by source, the starts of its topic's partitions.
@@ -58,21 +63,26 @@ impl Start {
                 saved: checkpoint.saved.clone(),
                 sessions: SessionSwitch::resumed(checkpoint.sessions.as_ref()),
                 revision: checkpoint.revision,
+                took_over_at: checkpoint.took_over_at,
                 begins_account: false,
             },
-            Some(Checkpoint { emitted: Some(emitted), .. }) => {
-                let takeover = Takeover::after(query.rhythm(), *emitted);
-                let before = checkpoint.and_then(|checkpoint| checkpoint.sessions.as_ref());
-                let sessions =
-                    query.sessions.as_ref().map(|kind| SessionSwitch::after(before, kind, *emitted));
-                let sessions = sessions.unwrap_or_default();
-                Self { sessions, ..Self::take_over(query, checkpoint, takeover, first_offsets) }
-            }
-            // Nothing was emitted by anybody.
-            _ => {
-                let nothing = Takeover { emitted: i64::MIN, rows_from: i64::MIN };
-                Self::take_over(query, None, nothing, first_offsets)
-            }
+            Some(before) => match before.told() {
+                Some(Told { by_some: emitted, .. }) => {
+                    let takeover = Takeover::after(&query.windows, emitted);
+                    let before = before.sessions.as_ref();
+                    let sessions =
+                        query.sessions.as_ref().map(|kind| SessionSwitch::after(before, kind, emitted));
+                    let sessions = sessions.unwrap_or_default();
+                    Self { sessions, ..Self::take_over(query, checkpoint, takeover, first_offsets) }
+                }
+                // No window was: all of them are this version's. Rows without a window were, as far as it has seen.
+                None => Self {
+                    emitted: None,
+                    took_over_at: None,
+                    ..Self::take_over(query, checkpoint, NOTHING, first_offsets)
+                },
+            },
+            None => Self::take_over(query, None, NOTHING, first_offsets),
         }
     }
 
@@ -80,8 +90,8 @@ impl Start {
     /// windows that start at `now_ns` or later, because of no other it would see every row.
     #[must_use]
     pub fn from_now_on(query: &CompiledQuery, ends: &[Vec<i64>], now_ns: i64) -> Self {
-        let rhythm = query.rhythm();
-        let whole = Takeover::after(rhythm, now_ns).without_rows_before(rhythm, now_ns);
+        let windows = &query.windows;
+        let whole = Takeover::after(windows, now_ns).without_rows_before(windows, now_ns);
         let emitted = (!query.cuts.is_empty()).then_some(whole.emitted);
         Self { emitted, ..Self::decide(query, None, ends) }
     }
@@ -108,6 +118,7 @@ impl Start {
             saved: Vec::new(),
             sessions: SessionSwitch::default(),
             revision: checkpoint.map_or(0, |checkpoint| checkpoint.revision),
+            took_over_at: checkpoint.map(|_| takeover.emitted),
             begins_account: checkpoint.is_some(),
         }
     }

@@ -12,6 +12,7 @@ use std::sync::{Arc, LazyLock};
 
 use arrow::array::RecordBatch;
 use bytes::Bytes;
+use emostream::engine::bounds::Size;
 use emostream::engine::closing::{Closed, Closer, Lane, Start, total};
 use emostream::engine::compile::CompiledQuery;
 use emostream::engine::early::{Look, cuts_of};
@@ -343,7 +344,9 @@ impl Stage {
             }
             self.row_wise.extend(closed.rows.iter().flat_map(|batch| rows::written_rows(sink, batch)));
         }
-        let before = self.checkpoint.as_ref().and_then(|checkpoint| checkpoint.emitted);
+        // Another version may have closed parts of a window that is not over.
+        let of_this = |before: &&Checkpoint| before.fingerprint == closed.checkpoint.fingerprint;
+        let before = self.checkpoint.as_ref().filter(of_this).and_then(|checkpoint| checkpoint.emitted);
         assert!(closed.checkpoint.emitted >= before, "`emitted` stepped back");
         let text = serde_json::to_vec(&closed.checkpoint).unwrap();
         self.checkpoint = Some(serde_json::from_slice(&text).unwrap());
@@ -408,6 +411,11 @@ impl Stage {
 
     pub(crate) fn checkpoint(&self) -> Option<&Checkpoint> {
         self.checkpoint.as_ref()
+    }
+
+    /// What open windows hold that the closer has.
+    pub(crate) fn held(&self) -> Size {
+        self.closer.size()
     }
 
     /// The account at this moment, open windows included.
