@@ -10,7 +10,8 @@
 //! Where rows make the same sessions as before (only what is kept of them changed), none is lost and none comes twice. Where
 //! they make others, a row may be in sessions of both versions; one from S on may be in none, when it was in an open
 //! session of the old version and that of the new one ended before B: a gap. A session that may lack rows, because they are
-//! gone or lie further back than is read (it began before W), is not emitted.
+//! gone or lie further back than is read (it began before W), is not emitted. A row that was late for the old version is not
+//! late for the new one: where it joins a session that was emitted to one that was open, both are emitted as one.
 
 use crate::reaction::checkpoint::{Gap, OpenSessions};
 
