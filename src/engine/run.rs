@@ -296,10 +296,24 @@ impl Run {
     /// there is nothing to commit.
     pub(super) fn close(&self, committed: &Committed, early: &[usize]) -> Result<Option<Closed>, Failure> {
         if self.spilled_bytes() == 0 {
-            self.close_now(committed, early)
-        } else {
-            blocking(|| self.close_now(committed, early))
+            return self.close_now(committed, early);
         }
+        blocking(|| {
+            loop {
+                let before = lock(&self.closing).closer.emitted();
+                let closed = self.close_now(committed, early)?;
+                // A window of which nothing is told is over, and the next one may be.
+                if closed.is_some() || lock(&self.closing).closer.emitted() == before {
+                    return Ok(closed);
+                }
+            }
+        })
+    }
+
+    /// The end of the first window that is open.
+    fn first_end(&self, closing: &Closing) -> Option<i64> {
+        let of_lanes = self.lanes.iter().filter_map(|lane| lock(&lane.partition).earliest_end());
+        of_lanes.chain(closing.closer.next_end()).min()
     }
 
     fn close_now(&self, committed: &Committed, early: &[usize]) -> Result<Option<Closed>, Failure> {
@@ -308,6 +322,9 @@ impl Run {
         if let Some(reason) = &closing.lost {
             return Err(Failure::Stop(reason.clone()));
         }
+        // What is on disk is put together window by window: all that one commit writes is in memory together.
+        let first = if self.spilled_bytes() > 0 { self.first_end(&closing) } else { None };
+        let boundary = boundary.map(|boundary| first.map_or(boundary, |first| boundary.min(first)));
         let stops = closing.stop_at.is_some() && boundary >= closing.stop_at;
         let boundary = if stops { closing.stop_at } else { boundary };
         let is_over = boundary > closing.closer.emitted();
