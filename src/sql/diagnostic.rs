@@ -78,6 +78,11 @@ impl Finding {
         Self { severity: Severity::Warning, ..Self::error(at, message) }
     }
 
+    /// Where it is. Line 0 is the end of the text.
+    pub(crate) fn at(&self) -> Location {
+        self.at
+    }
+
     /// Whether the program does not run because of it.
     pub(crate) fn is_error(&self) -> bool {
         self.severity == Severity::Error

@@ -33,6 +33,7 @@ mod program;
 mod refusal;
 mod rewrite;
 pub mod statics;
+mod syntax;
 mod types;
 mod windowing;
 

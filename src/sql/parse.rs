@@ -6,10 +6,11 @@
 use datafusion::sql::sqlparser::ast::{DataType, Expr, Ident, Statement as SqlStatement};
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::keywords::Keyword;
-use datafusion::sql::sqlparser::parser::{Parser, ParserError};
-use datafusion::sql::sqlparser::tokenizer::{Location, Span, Token, TokenWithSpan, Tokenizer};
+use datafusion::sql::sqlparser::parser::Parser;
+use datafusion::sql::sqlparser::tokenizer::{Span, Token, TokenWithSpan, Tokenizer};
 
 use super::diagnostic::{Finding, nearest};
+use super::syntax::{self, expected, finding_of, keyword_of};
 
 /// A statement and where it begins.
 #[derive(Clone, Debug)]
@@ -156,14 +157,6 @@ fn too_deep(tokens: &[TokenWithSpan]) -> Option<Finding> {
     None
 }
 
-/// None for what is no word.
-fn keyword_of(token: &TokenWithSpan) -> Option<Keyword> {
-    match &token.token {
-        Token::Word(word) => Some(word.keyword),
-        _ => None,
-    }
-}
-
 /// Goes behind the next semicolon, unless the statement was given up at it.
 fn skip_statement(parser: &mut Parser<'_>, start: usize) {
     let at_semicolon = parser.index() > start && parser.get_current_token().token == Token::SemiColon;
@@ -190,16 +183,25 @@ fn created_name(parser: &Parser<'_>) -> Option<String> {
 type Parsed<T> = Result<T, Finding>;
 
 fn statement(parser: &mut Parser<'_>, first: &TokenWithSpan) -> Parsed<StatementKind> {
-    let kind = if parser.peek_keyword(Keyword::CREATE) && creates_table(parser) {
-        StatementKind::CreateTable(create_table(parser)?)
-    } else {
-        check_first_word(first)?;
-        StatementKind::Other(Box::new(parser.parse_statement().map_err(finding_of)?))
-    };
-    let next = parser.peek_token();
-    match next.token {
-        Token::SemiColon | Token::EOF => Ok(kind),
-        _ => Err(expected(&next, "a semicolon or the end of the file")),
+    if parser.peek_keyword(Keyword::CREATE) && creates_table(parser) {
+        let table = create_table(parser)?;
+        return ended(parser).map(|()| StatementKind::CreateTable(table));
+    }
+    check_first_word(first)?;
+    let start = parser.index();
+    let parsed = parser.parse_statement().map_err(finding_of);
+    let parsed = parsed.and_then(|statement| ended(parser).map(|()| statement));
+    match parsed {
+        Ok(statement) => Ok(StatementKind::Other(Box::new(statement))),
+        Err(finding) => Err(syntax::blame(parser, start, finding)),
+    }
+}
+
+/// A statement ends here.
+fn ended(parser: &Parser<'_>) -> Parsed<()> {
+    match parser.peek_token_ref().token {
+        Token::SemiColon | Token::EOF => Ok(()),
+        _ => Err(syntax::left_over(parser, "a semicolon or the end of the file")),
     }
 }
 
@@ -412,43 +414,5 @@ fn identifier(parser: &mut Parser<'_>, what: &str) -> Parsed<Ident> {
             Ok(ident)
         }
         _ => Err(expected(&token, what)),
-    }
-}
-
-fn expected(found: &TokenWithSpan, what: &str) -> Finding {
-    let found_text = match &found.token {
-        Token::EOF => "the end of the file".to_owned(),
-        token => format!("'{token}'"),
-    };
-    Finding::error(found.span, format!("expected {what}, found {found_text}"))
-}
-
-/// What may have been meant where sqlparser did not expect a word.
-const KEYWORDS: [&str; 10] =
-    ["SELECT", "FROM", "WHERE", "GROUP", "HAVING", "ORDER", "LIMIT", "INTO", "WITH", "VALUES"];
-
-/// sqlparser writes the place into its message: `… at Line: 3, Column: 7`.
-pub(crate) fn finding_of(error: ParserError) -> Finding {
-    let message = match error {
-        ParserError::TokenizerError(message) | ParserError::ParserError(message) => message,
-        ParserError::RecursionLimitExceeded => "the statement is nested too deeply".to_owned(),
-    };
-    let (text, start) = match message.rsplit_once(" at Line: ") {
-        Some((text, place)) => {
-            let parsed = place.split_once(", Column: ").and_then(|(line, column)| {
-                Some(Location { line: line.trim().parse().ok()?, column: column.trim().parse().ok()? })
-            });
-            (text.to_owned(), parsed)
-        }
-        None => (message, None),
-    };
-    let text = text.strip_prefix("Expected: ").map_or(text.clone(), |rest| format!("expected {rest}"));
-    let text = text.replace("found: EOF", "found the end of the file").replace("found: ", "found ");
-    let span = start.map_or_else(Span::empty, |start| Span { start, end: start });
-    let found = text.rsplit_once("found ").map(|(_, found)| found.to_owned());
-    let finding = Finding::error(span, text);
-    match found.and_then(|found| nearest(&found, KEYWORDS).filter(|near| !found.eq_ignore_ascii_case(near))) {
-        Some(near) => finding.help(format!("did you mean '{near}'?")),
-        None => finding,
     }
 }
