@@ -15,22 +15,26 @@ use crate::sql::{
     Diagnostic, Program, Query, SqlFile, error_at_table, explain, plan_program_with, warning_at_watermark,
 };
 
-/// Plan the SQL and report every error with its file, line and column.
+/// What the words of a plan mean.
+const CUT: &str = "A query is cut at its window: what is below the cut is done with each record as it comes, what is above it \
+                   once with each window, when that closes.\n";
+
+/// Plan the SQL and report every error with its file, line and column
 #[derive(Debug, clap::Args)]
 pub struct CheckArgs {
-    /// The files to check, as one program whatever their order. Tables not declared among them come from
-    /// tables.sql in the same folder. Without a file: the whole folder of --sql.
+    /// The files to check, as one program whatever their order; tables not declared among them come from tables.sql in
+    /// the same folder [default: all of the folder of --sql]
     pub files: Vec<PathBuf>,
-    /// The folder to check when no file is given.
+    /// The folder to check when no file is given
     #[arg(long, value_name = "DIR", default_value = "./sql", conflicts_with = "files")]
     pub sql: PathBuf,
-    /// Settings in TOML, which some warnings depend on; the environment (EMOSTREAM__SECTION__KEY) wins over it.
+    /// Settings in TOML, which some warnings depend on; the environment (EMOSTREAM__SECTION__KEY) wins over it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Also print what lies below, at and above the cut of every query.
+    /// Also print how every query is cut: what is done with each record, at the window, and with a closed window
     #[arg(long)]
     pub explain: bool,
-    /// How to print the findings.
+    /// How to print the findings
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
 }
@@ -157,6 +161,9 @@ fn print_text(planned: &Result<Program, Vec<Diagnostic>>, explained: bool) {
     }
     match planned {
         Ok(program) => {
+            if explained && !program.queries.is_empty() {
+                println!("{CUT}");
+            }
             for query in &program.queries {
                 let (sources, sinks) = (names(&query.sources), names(query.sinks()));
                 let windows: Vec<String> = query.cuts.iter().map(|cut| cut.windowing.to_string()).collect();
@@ -169,7 +176,11 @@ fn print_text(planned: &Result<Program, Vec<Diagnostic>>, explained: bool) {
             for select in &program.selects {
                 println!("{}: a SELECT on its own, which 'emostream run' prints", select.query.name);
             }
-            println!("ok: {} tables, {} queries", program.tables.len(), program.queries.len());
+            let queries = match program.queries.len() {
+                1 => "1 query".to_owned(),
+                several => format!("{several} queries"),
+            };
+            println!("ok: {}, {queries}", count(program.tables.len(), "table"));
         }
         Err(diagnostics) => eprintln!("{} found", count(diagnostics.len(), "error")),
     }

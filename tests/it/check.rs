@@ -41,6 +41,9 @@ fn explain_says_what_lies_below_at_and_above_the_cut() {
     ];
     let found: Vec<_> = places.iter().map(|place| said.find(place)).collect();
     assert!(found.iter().all(Option::is_some) && found.is_sorted(), "{found:?}: {said}");
+    assert!(said.starts_with("A query is cut at its window: "), "{said}");
+    assert!(said.contains("tumble(INTERVAL '2 seconds')") && !said.contains("Int64(1))"), "{said}");
+    assert!(said.ends_with("ok: 2 tables, 1 query\n"), "{said}");
     assert!(!text(&check(folder.path(), &[]).stdout).contains("cut 0"));
 }
 
