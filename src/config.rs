@@ -3,6 +3,8 @@
 //! Every stage owns its section; this file only puts them together. A key that nobody knows is refused, with the
 //! place it came from and the nearest known one, because a misspelt limit is no limit.
 
+mod wrong;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
@@ -146,7 +148,8 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     let defaults = json(&Settings::default())?;
     let layers = [file_layer(sources)?, env_layer(sources), flag_layer(sources)];
     let known = leaves(&defaults);
-    let unknown: Vec<String> = layers.iter().flat_map(|layer| layer.unknown_keys(&known)).collect();
+    let unknown = layers.iter().flat_map(|layer| layer.unknown_keys(&known));
+    let unknown: Vec<String> = unknown.chain(misspelt_variables(&sources.env, &known)).collect();
     if !unknown.is_empty() {
         return Err(ConfigError(unknown));
     }
@@ -209,6 +212,12 @@ fn check(settings: &Settings) -> Result<(), ConfigError> {
     {
         wrong.push(error.to_string());
     }
+    for origin in settings.http.origins.iter().filter(|origin| !wrong::is_origin(origin)) {
+        wrong.push(format!(
+            "http.origins: \"{origin}\" is no origin; write https://name or https://name:port, as a browser has it"
+        ));
+    }
+    wrong.extend(settings.telemetry.validate().err());
     wrong.extend(settings.ingest.validate().err());
     wrong.extend(settings.publish.validate().err());
     if wrong.is_empty() { Ok(()) } else { Err(ConfigError(wrong)) }
@@ -309,6 +318,20 @@ fn env_layer(sources: &Sources) -> Layer {
     layer
 }
 
+/// Variables that would be settings if their underscores were two. Others of that beginning are somebody else's: of
+/// containers, of scripts.
+fn misspelt_variables(env: &[(String, String)], known: &BTreeMap<String, serde_json::Value>) -> Vec<String> {
+    let letters = |text: &str| text.to_lowercase().replace(['_', '.'], "");
+    let single = ENV_PREFIX.trim_end_matches('_');
+    let of_variable = |(name, _): &(String, String)| {
+        let rest = name.strip_prefix(single)?.strip_prefix('_').filter(|_| !name.starts_with(ENV_PREFIX))?;
+        let key = known.keys().find(|key| letters(key) == letters(rest))?;
+        let meant = format!("{ENV_PREFIX}{}", key.to_uppercase().replace('.', "__"));
+        Some(format!("env {name}: there is no such setting; did you mean {meant}, with two underscores?"))
+    };
+    env.iter().filter_map(of_variable).collect()
+}
+
 fn flag_layer(sources: &Sources) -> Layer {
     let mut layer = Layer::new("flags", None);
     for (flag, key, text) in &sources.flags {
@@ -330,8 +353,8 @@ fn wrong_values(errors: figment::Error, layers: &[Layer]) -> Vec<String> {
         let key = error.path.join(".");
         let origin = layers.iter().rev().find_map(|layer| layer.origins.get(&key));
         match origin {
-            Some(origin) => format!("{origin}: {key}: {}", error.kind),
-            None => format!("{key}: {}", error.kind),
+            Some(origin) => format!("{origin}: {key}: {}", wrong::value(&error.kind)),
+            None => format!("{key}: {}", wrong::value(&error.kind)),
         }
     };
     errors.into_iter().map(describe).collect()
@@ -439,6 +462,44 @@ mod tests {
         assert!(range.contains("between 1 and 1000"), "{range}");
         let broker = load(&sources("[log]\nkind = \"kafka\"", &[])).unwrap_err().to_string();
         assert!(broker.contains("bootstrap_servers"), "{broker}");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_value_is_said_as_who_writes_it_would() {
+        for (name, text, said) in [
+            (
+                "HTTP__ORIGINS",
+                "http://a.example",
+                r#""http://a.example" is not a list such as ["http://a.example"]"#,
+            ),
+            ("HTTP__ORIGINS", r#"["a.example"]"#, r#""a.example" is no origin; write https://name"#),
+            ("HTTP__ORIGINS", r#"["https://a.example/page"]"#, "is no origin"),
+            ("INGEST__FLUSH_ROWS", "many", r#""many" is not a whole number"#),
+            ("INGEST__FLUSH_ROWS", "-1", "-1 is not a whole number"),
+            ("LOG__RETENTION", "long", r#""long" is not a time such as"#),
+            ("LOG__KIND", "rabbit", r#""rabbit" is not known; write "embedded" or "kafka""#),
+            ("HTTP__ALLOW_PUBLIC", "maybe", r#""maybe" is not true or false"#),
+            ("TELEMETRY__LOG_LEVEL", "warning", "write error, warn, info, debug, trace or off"),
+            ("TELEMETRY__LOG_LEVEL", "", "write error, warn, info, debug, trace or off"),
+        ] {
+            let name = format!("{ENV_PREFIX}{name}");
+            let wrong = load(&sources("", &[(&name, text)])).unwrap_err().to_string();
+            assert!(wrong.contains(said) && !wrong.contains('`'), "{name}: {wrong}");
+        }
+        for (name, text) in [
+            ("HTTP__ORIGINS", r#"["https://a.example", "http://a.example:3000/", "http://[::1]:80"]"#),
+            ("TELEMETRY__LOG_LEVEL", "info,emostream::engine=debug"),
+        ] {
+            let name = format!("{ENV_PREFIX}{name}");
+            load(&sources("", &[(&name, text)])).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_variable_with_one_underscore_too_few_is_refused_and_those_of_others_are_left_alone() {
+        let wrong = load(&sources("", &[("EMOSTREAM_HTTP_ORIGINS", "[]")])).unwrap_err().to_string();
+        assert!(wrong.contains("did you mean EMOSTREAM__HTTP__ORIGINS"), "{wrong}");
+        load(&sources("", &[("EMOSTREAM_SEED", "1"), ("EMOSTREAM_PORT", "tcp://10.0.0.1:80")])).unwrap();
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use crate::shutdown::Tasks;
 
@@ -23,6 +24,28 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self { log_format: LogFormat::Auto, log_level: "info".to_owned() }
+    }
+}
+
+impl Settings {
+    /// Whether the filter is one.
+    ///
+    /// # Errors
+    /// Says what to write.
+    pub fn validate(&self) -> Result<(), String> {
+        self.filter().map(drop)
+    }
+
+    /// A bare word that is no level would be taken for a module's name, and nothing else be logged.
+    fn filter(&self) -> Result<EnvFilter, String> {
+        let is_level = |word: &str| word.is_empty() || word.parse::<LevelFilter>().is_ok();
+        let mut parts = self.log_level.split(',').map(str::trim);
+        let is_filter = !self.log_level.trim().is_empty()
+            && parts.all(|part| part.contains(['=', '[']) || is_level(part));
+        EnvFilter::try_new(&self.log_level).ok().filter(|_| is_filter).ok_or_else(|| {
+            let wrong = format!("telemetry.log_level = \"{}\" is no level", self.log_level);
+            format!("{wrong}; write error, warn, info, debug, trace or off, or a filter such as info,emostream=debug")
+        })
     }
 }
 
@@ -49,10 +72,9 @@ static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
 /// Starts logging, and counting metrics, for the whole process. A second call changes nothing.
 ///
 /// # Errors
-/// When the filter is not readable; says which part.
+/// When the filter is none; says what to write.
 pub fn start(settings: &Settings, tasks: &Tasks) -> Result<(), String> {
-    let filter = EnvFilter::try_new(&settings.log_level)
-        .map_err(|error| format!("telemetry.log_level = \"{}\" is no filter: {error}", settings.log_level))?;
+    let filter = settings.filter()?;
     let terminal = std::io::stderr().is_terminal();
     let json = match settings.log_format {
         LogFormat::Auto => !terminal,

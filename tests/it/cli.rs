@@ -83,6 +83,16 @@ fn misspelt_settings_exit_2_and_suggest() {
         2,
         &["publish.endpoint_failures = 0: at least 1"],
     );
+    check(
+        emostream(dir.path()).arg("up").env("EMOSTREAM__TELEMETRY__LOG_LEVEL", "loud"),
+        2,
+        &["telemetry.log_level = \"loud\" is no level", "info"],
+    );
+    check(
+        emostream(dir.path()).arg("up").env("EMOSTREAM_HTTP_ORIGINS", "[]"),
+        2,
+        &["did you mean EMOSTREAM__HTTP__ORIGINS"],
+    );
 }
 
 #[test]
