@@ -10,10 +10,12 @@ use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 use crate::reaction::live::LiveMessage;
 use crate::reaction::time::{NS_PER_MS, format_rfc3339};
 
-/// The column that the bars show, where a row has it; else its first number.
+/// The column that the bars show, where a table has it; else [`SCALED`], else its last number that tells no place.
 const COUNT: &str = "count";
-/// The column shown beside it, where a row has it.
+/// The column shown beside the count, where a table has both.
 const SCALED: &str = "scaled";
+/// Columns that tell a place in an order: the first would have the shortest bar.
+const PLACES: [&str; 6] = ["rank", "position", "place", "row_number", "index", "nr"];
 /// Characters of one text that are looked at.
 const MAX_CHARACTERS: usize = 200;
 /// The least room a bar is given.
@@ -31,6 +33,7 @@ pub(super) struct Heard {
 
 /// One bar.
 struct Bar {
+    /// What the row's other columns say: texts as they are, the rest with the column's name.
     label: String,
     /// As it is written.
     count: String,
@@ -39,13 +42,17 @@ struct Bar {
 }
 
 impl Bar {
-    fn of(row: &Map<String, Value>) -> Self {
-        let texts = row.values().filter_map(Value::as_str).map(harmless);
-        let count = row.get(COUNT).filter(|value| value.is_number());
-        let count = count.or_else(|| row.values().find(|value| value.is_number()));
-        let scaled = row.get(SCALED).filter(|value| value.is_number());
+    fn of(row: &Map<String, Value>, column: Option<&str>) -> Self {
+        let count = column.and_then(|column| row.get(column)).filter(|value| value.is_number());
+        let scaled = row.get(SCALED).filter(|value| value.is_number() && column == Some(COUNT));
+        let is_beside = |name: &str| column == Some(name) || scaled.is_some() && name == SCALED;
+        let said = row.iter().filter(|(name, _)| !is_beside(name)).filter_map(|(name, value)| match value {
+            Value::Null => None,
+            Value::String(text) => Some(harmless(text)),
+            value => Some(harmless(&format!("{name} {value}"))),
+        });
         Self {
-            label: texts.collect::<Vec<_>>().join(" "),
+            label: said.collect::<Vec<_>>().join(" "),
             count: count.map(Value::to_string).unwrap_or_default(),
             scaled: scaled.map(|scaled| format!("×{scaled}")).unwrap_or_default(),
             value: count.and_then(Value::as_f64).unwrap_or(0.0),
@@ -53,9 +60,23 @@ impl Bar {
     }
 }
 
+/// The column that the bars of these rows show.
+fn column_of<'a>(rows: &'a [Map<String, Value>], wanted: Option<&str>) -> Option<&'a str> {
+    let numbers = |row: &'a Map<String, Value>| {
+        row.iter().filter(|(_, value)| value.is_number()).map(|(name, _)| name.as_str())
+    };
+    // A value may be missing in some rows.
+    let named = |name: &str| rows.iter().flat_map(numbers).find(|column| *column == name);
+    let is_place = |name: &&str| PLACES.iter().any(|place| name.eq_ignore_ascii_case(place));
+    let last = |places: bool| rows.iter().find_map(|row| numbers(row).rfind(|name| is_place(name) == places));
+    let wanted = wanted.and_then(named).or_else(|| named(COUNT)).or_else(|| named(SCALED));
+    wanted.or_else(|| last(false)).or_else(|| last(true))
+}
+
 /// The rows as bars, the biggest first.
-fn bars(message: &LiveMessage) -> Vec<Bar> {
-    let mut bars: Vec<Bar> = message.rows.iter().map(Bar::of).collect();
+fn bars(message: &LiveMessage, column: Option<&str>) -> Vec<Bar> {
+    let column = column_of(&message.rows, column);
+    let mut bars: Vec<Bar> = message.rows.iter().map(|row| Bar::of(row, column)).collect();
     bars.sort_by(|a, b| b.value.total_cmp(&a.value).then_with(|| a.label.cmp(&b.label)));
     bars
 }
@@ -75,8 +96,8 @@ fn title(heard: &Heard, lag_ms: i64, with_day: bool) -> String {
 }
 
 /// A window in one line, for who reads it elsewhere than on a terminal.
-pub(super) fn line(heard: &Heard, now_ns: i64) -> String {
-    let bars = bars(&heard.message);
+pub(super) fn line(heard: &Heard, now_ns: i64, column: Option<&str>) -> String {
+    let bars = bars(&heard.message, column);
     let one = |bar: &Bar| {
         let parts = [&bar.label, &bar.count, &bar.scaled];
         parts.into_iter().filter(|part| !part.is_empty()).cloned().collect::<Vec<_>>().join(" ")
@@ -90,9 +111,14 @@ pub(super) fn lag_ms(heard: &Heard, now_ns: i64) -> i64 {
     (now_ns - heard.message.window.end) / NS_PER_MS
 }
 
-/// A window as lines of at most `width` columns, at most `height` of them.
-pub(super) fn draw(heard: &Heard, lag_ms: i64, width: usize, height: usize) -> Vec<String> {
-    let all = bars(&heard.message);
+/// A window as lines of at most `width` columns, at most `height` of them; the bars show that column, where there is one.
+pub(super) fn draw(
+    heard: &Heard,
+    lag_ms: i64,
+    (width, height): (usize, usize),
+    column: Option<&str>,
+) -> Vec<String> {
+    let all = bars(&heard.message, column);
     let most = all.iter().map(|bar| bar.value).fold(0.0, f64::max);
     let room = height.saturating_sub(1).max(1);
     let shown = if all.len() > room { &all[..room - 1] } else { &all[..] };
@@ -188,7 +214,7 @@ mod tests {
 
     #[track_caller]
     fn check(heard: &Heard, (width, height): (usize, usize), expected: &[&str]) {
-        let lines = draw(heard, 45, width, height);
+        let lines = draw(heard, 45, (width, height), None);
         assert_eq!(lines, expected, "\n{}\n", lines.join("\n"));
         assert!(lines.len() <= height.max(2) && lines.iter().all(|line| line.width() <= width), "{lines:?}");
     }
@@ -231,8 +257,8 @@ mod tests {
             (30, 24),
             &[
                 "emoji_counts · main · 20:00:0…",
-                "fr      ████████████████████ 4",
-                "de glad ██████████           2",
+                "fr people 4      ████████  0.5",
+                "de glad people 2 ████     0.25",
             ],
         );
         check(&heard(json!([{"mood": "glad"}])), (30, 24), &["emoji_counts · main · 20:00:0…", "glad"]);
@@ -243,15 +269,36 @@ mod tests {
         );
     }
 
+    #[track_caller]
+    fn check_line(rows: Value, column: Option<&str>, expected: &str) {
+        let line = line(&heard(rows), 0, column);
+        assert_eq!(line.split_once("end: ").map(|(_, bars)| bars), Some(expected), "{line}");
+    }
+
+    #[test]
+    fn bars_show_what_is_counted_and_not_a_place_in_an_order() {
+        let top = json!([
+            {"rank": 1, "emoji": "🎉", "reactions": 9}, {"rank": 2, "emoji": "😀", "reactions": 4},
+        ]);
+        check_line(top.clone(), None, "rank 1 🎉 9, rank 2 😀 4");
+        check_line(top.clone(), Some("rank"), "😀 reactions 4 2, 🎉 reactions 9 1");
+        check_line(top, Some("none"), "rank 1 🎉 9, rank 2 😀 4");
+        check_line(json!([{"reactions": 12, "sentiment": 0.25}]), None, "reactions 12 0.25");
+        check_line(json!([{"scaled": 2, "share": 0.5, "on": true}]), None, "share 0.5 on true 2");
+        check_line(json!([{"a": "x", "users": null}, {"a": "y", "users": 3}]), None, "y 3, x");
+        check_line(json!([{"rank": 1, "emoji": "🎉"}]), None, "🎉 1");
+        check_line(json!([{"emoji": "🎉", "count": 3, "scaled": 1}]), Some("scaled"), "🎉 count 3 1");
+    }
+
     #[test]
     fn what_strangers_write_stays_in_its_line_and_obeys_no_width() {
         let hostile = heard(json!([row("\x1b[2J\u{202e}\nx", 1), row(&"😀".repeat(200), 2)]));
         for (width, height) in [(80, 24), (20, 2), (3, 1), (0, 0)] {
-            let lines = draw(&hostile, 45, width, height);
+            let lines = draw(&hostile, 45, (width, height), None);
             assert!(!lines.concat().contains(['\x1b', '\n', '\u{202e}']), "{lines:?}");
             assert!(lines.iter().all(|line| line.width() <= width), "{width}: {lines:?}");
         }
-        assert!(!line(&hostile, 0).contains(['\x1b', '\n', '\u{202e}']));
+        assert!(!line(&hostile, 0, None).contains(['\x1b', '\n', '\u{202e}']));
     }
 
     #[test]
@@ -260,7 +307,7 @@ mod tests {
         window.skipped = 3;
         let now_ns = window.message.window.end + 45 * NS_PER_MS;
         assert_eq!(
-            line(&window, now_ns),
+            line(&window, now_ns, None),
             "emoji_counts · main · 2026-06-11T20:00:00Z – 20:00:02Z · 45 ms after its end · 3 skipped: 😀 3785 ×4, 🎉 12 ×1"
         );
     }

@@ -37,6 +37,9 @@ pub struct Args {
     /// This room; may be given several times [default: main]
     #[arg(long)]
     room: Vec<String>,
+    /// The column that the bars show, in tables that have it [default: count, else scaled, else the last number]
+    #[arg(long, value_name = "NAME")]
+    column: Option<String>,
     /// Begin with the newest window that has closed already
     #[arg(long)]
     last: bool,
@@ -56,9 +59,10 @@ pub async fn run(args: Args) -> u8 {
     let terminal = Term::stdout();
     let screen = match (args.format, terminal.is_term()) {
         (Format::Json, _) => Screen::Messages,
-        (Format::Text, false) => Screen::Lines,
+        (Format::Text, false) => Screen::Lines(args.column.clone()),
         (Format::Text, true) => {
-            Screen::Picture(Picture { terminal, windows: BTreeMap::new(), lines: 0, note: String::new() })
+            let (windows, column) = (BTreeMap::new(), args.column.clone());
+            Screen::Picture(Picture { terminal, column, windows, lines: 0, note: String::new() })
         }
     };
     let mut watch = Watch { args, screen, last_id: None, was_open: false };
@@ -187,8 +191,8 @@ impl Watch {
 enum Screen {
     /// Drawn in place.
     Picture(Picture),
-    /// A line for each.
-    Lines,
+    /// A line for each, with the numbers of that column.
+    Lines(Option<String>),
     /// As they are.
     Messages,
 }
@@ -198,7 +202,9 @@ impl Screen {
         let mut out = std::io::stdout().lock();
         match self {
             Self::Messages => writeln!(out, "{data}")?,
-            Self::Lines => writeln!(out, "{}", bars::line(&heard, clock::wall_ns()))?,
+            Self::Lines(column) => {
+                writeln!(out, "{}", bars::line(&heard, clock::wall_ns(), column.as_deref()))?;
+            }
             Self::Picture(picture) => {
                 drop(out);
                 return picture.show(heard);
@@ -214,7 +220,7 @@ impl Screen {
                 note.clone_into(&mut picture.note);
                 picture.draw()
             }
-            Self::Lines | Self::Messages => {
+            Self::Lines(_) | Self::Messages => {
                 eprintln!("emostream watch: {note}");
                 Ok(())
             }
@@ -225,6 +231,8 @@ impl Screen {
 /// The newest window of each table and room, one below the other.
 struct Picture {
     terminal: Term,
+    /// What the bars show.
+    column: Option<String>,
     /// By table and room: when it was heard, how late it was, and the window.
     windows: BTreeMap<(String, String), (Instant, i64, Heard)>,
     /// Lines that are drawn.
@@ -251,8 +259,10 @@ impl Picture {
         let (height, width) = self.terminal.size();
         // One line stays free for the cursor, one for the note.
         let height = usize::from(height).saturating_sub(2) / self.windows.len().max(1);
-        let of_one =
-            |(_, lag_ms, heard): &(Instant, i64, Heard)| bars::draw(heard, *lag_ms, width.into(), height);
+        let column = self.column.as_deref();
+        let of_one = |(_, lag_ms, heard): &(Instant, i64, Heard)| {
+            bars::draw(heard, *lag_ms, (width.into(), height), column)
+        };
         let mut lines: Vec<String> = self.windows.values().flat_map(of_one).collect();
         if !self.note.is_empty() {
             lines.push(bars::cut(&bars::harmless(&self.note), width.into()));
