@@ -10,6 +10,7 @@ use reqwest::Url;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::live::server_url;
 use crate::shutdown::Tasks;
 use crate::simulate::crowd::{Crowd, Shape};
 use crate::simulate::tally::Tally;
@@ -61,13 +62,13 @@ pub struct SimulateArgs {
     #[arg(long)]
     seed: Option<u64>,
     /// Where to send
-    #[arg(long, default_value = "http://127.0.0.1:8080")]
+    #[arg(long, value_parser = server_url, default_value = "http://127.0.0.1:8080")]
     url: Url,
     /// Where to watch [default: --url]
-    #[arg(long)]
+    #[arg(long, value_name = "URL", value_parser = server_url)]
     live_url: Option<Url>,
     /// Where to read the figures [default: --url]
-    #[arg(long)]
+    #[arg(long, value_name = "URL", value_parser = server_url)]
     query_url: Option<Url>,
     /// How to print the final report
     #[arg(long, value_enum, default_value = "text")]

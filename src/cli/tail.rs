@@ -9,7 +9,7 @@ use futures::stream::FuturesUnordered;
 use reqwest::Url;
 use serde_json::{Map, Value};
 
-use super::live::{Live, Trouble};
+use super::live::{self, Live, Trouble};
 use super::process::SettingsArgs;
 use super::{Failure, logs, process};
 use crate::config::LogKind;
@@ -37,10 +37,10 @@ pub struct Args {
     /// The table
     table: String,
     /// A running `emostream up`, or a subscriber
-    #[arg(long, default_value = "http://127.0.0.1:8080")]
+    #[arg(long, value_parser = live::server_url, default_value = "http://127.0.0.1:8080")]
     url: Url,
     /// Only this room; without Kafka the default is `main`
-    #[arg(long)]
+    #[arg(long, value_name = "NAME")]
     room: Option<String>,
     /// From the start of the topic instead of from now on (Kafka only)
     #[arg(long)]
@@ -61,6 +61,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
                 let log = logs::connect_kafka(&settings).await?;
                 let table = find_table(&log, &args.table, &process.stages).await?;
                 let readers = open(&log, &table, args.from_start).await.map_err(failure)?;
+                eprintln!("emostream tail: connected; waiting for records of {}", table.topic);
                 Box::pin(follow_topic(table, args.room, readers))
             }
             LogKind::Embedded if args.from_start => {
@@ -194,6 +195,10 @@ async fn try_follow_live(url: &Url, table: &str, room: Option<&str>) -> Result<(
     let mut parameters = vec![("table", table), ("early", "1")];
     parameters.extend(room.map(|room| ("room", room)));
     let mut live = Live::open(url, &parameters).await.map_err(failure)?;
+    eprintln!("emostream tail: connected; waiting for windows of {table}");
+    for unheard in live::unheard_of(url, &[table.to_owned()]).await {
+        eprintln!("emostream tail: {unheard}");
+    }
     while let Some(event) = live.next().await.map_err(failure)? {
         // Events of other kinds (gap, drain) carry no message; their data is skipped.
         if let Ok(message) = serde_json::from_str::<LiveMessage>(&event.data) {

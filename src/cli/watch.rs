@@ -10,7 +10,7 @@ use reqwest::Url;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::bars::{self, Heard};
-use super::live::{Live, Trouble};
+use super::live::{self, Live, Trouble};
 use crate::clock;
 use crate::simulate::sse::Event;
 
@@ -29,13 +29,13 @@ const MAX_TABLES: usize = 8;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A running `emostream up`, a front or a subscriber
-    #[arg(long, default_value = "http://127.0.0.1:8080")]
+    #[arg(long, value_parser = live::server_url, default_value = "http://127.0.0.1:8080")]
     url: Url,
     /// Only this table; may be given several times [default: all]
-    #[arg(long)]
+    #[arg(long, value_name = "NAME")]
     table: Vec<String>,
     /// This room; may be given several times [default: main]
-    #[arg(long)]
+    #[arg(long, value_name = "NAME")]
     room: Vec<String>,
     /// The column that the bars show, in tables that have it [default: count, else scaled, else the last number]
     #[arg(long, value_name = "NAME")]
@@ -133,6 +133,12 @@ impl Watch {
             }
         };
         self.screen.note(if self.was_open { "connected again" } else { "connected" })?;
+        if !self.was_open && !self.args.table.is_empty() {
+            let unheard = live::unheard_of(&self.args.url, &self.args.table).await;
+            if !unheard.is_empty() {
+                self.screen.note(&format!("waiting: {}", unheard.join("; ")))?;
+            }
+        }
         self.was_open = true;
         // Told to go elsewhere, and served here until then.
         let mut leave_at = None;

@@ -133,3 +133,27 @@ async fn watch_says_what_is_wrong_and_ends() {
     let (code, said) = run(process.url(""), &["--room", ""]);
     assert!(code == Some(1) && said.contains("room takes"), "{code:?} {said}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_table_that_nobody_fills_is_told_which_ones_there_are() {
+    let dir = program();
+    let process = Running::up(dir.path(), &[]);
+    process.ready().await;
+    let url = process.url("");
+    for (args, said) in [
+        (["watch", "--table", "nosuch"], "there is no table nosuch yet; windows come from: by_request"),
+        (["tail", "nosuch", "--url"], "there is no table nosuch yet; windows come from: by_request"),
+        (["tail", "reactions", "--url"], "reactions is a source table"),
+    ] {
+        let mut command = emostream(dir.path());
+        let address = if args[2] == "--url" { vec![url.as_str()] } else { vec!["--url", &url] };
+        command.args(args).args(address).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let connected = lines.find(|line| line.contains(": connected"));
+        let told = lines.next();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(connected.is_some() && told.as_ref().is_some_and(|told| told.contains(said)), "{told:?}");
+    }
+}
