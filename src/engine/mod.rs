@@ -278,18 +278,20 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Whether every query has read its checkpoint.
+    /// Whether every query has read its checkpoint and none has failed.
     ///
     /// # Errors
-    /// Names those that have not.
+    /// Names those of which that is not so.
     pub fn restored(&self) -> Result<(), String> {
         let slots = lock(&self.slots).clone();
         let waiting = slots.iter().filter(|(_, slot)| !slot.running().is_restored());
-        let waiting: Vec<&str> = waiting.map(|(name, _)| name.as_str()).collect();
-        if waiting.is_empty() {
-            return Ok(());
-        }
-        Err(format!("restoring the checkpoint of {}", waiting.join(", ")))
+        let (failed, waiting): (Vec<_>, Vec<_>) =
+            waiting.partition(|(_, slot)| slot.running().state().0 == worker::State::Failed);
+        let failed =
+            failed.iter().map(|(name, _)| format!("query {name} failed: see last_error in /v1/queries"));
+        let waiting = waiting.iter().map(|(name, _)| format!("restoring the checkpoint of {name}"));
+        let missing: Vec<String> = failed.chain(waiting).collect();
+        if missing.is_empty() { Ok(()) } else { Err(missing.join("; ")) }
     }
 
     /// The queries' names, in order.

@@ -57,6 +57,8 @@ async fn where_a_bad_record_stops_the_query_nothing_after_it_is_committed_and_dr
         assert!(error.starts_with("given, partition 0, offset 2: ") && error.contains("'drop'"), "{error}");
         assert_eq!(house.sum_of("counts").await, 1, "what came before it is committed, and no more");
         assert!(records(house.log.as_ref(), TOPIC_BAD).await.is_empty());
+        let missing = house.engine().restored().unwrap_err();
+        assert_eq!(missing, "query counts failed: see last_error in /v1/queries");
         house.restart(&Settings::default()).await;
     }
     house.save("tables.sql", &tables(", bad_data = 'drop'"));
