@@ -1,10 +1,10 @@
 //! Saved files become the running program: the folder is looked at, what changed in it is planned, and what does not plan
 //! is told where it belongs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use super::planned::{Files, file_of};
+use super::planned::{Files, Planned, file_of};
 use super::{ChangeError, Engine, blocking, folder};
 use crate::log::program::ProgramView;
 use crate::sql::Diagnostic;
@@ -56,8 +56,9 @@ impl Engine {
                 for warning in &planned.warnings {
                     tracing::warn!("{warning}");
                 }
+                let [changed, new, gone] = differences(&program.planned, &planned);
                 self.make(planned, None, &mut seen).await?;
-                tracing::info!(folder = %self.place.folder.display(), "the SQL was edited");
+                tracing::info!(folder = %self.place.folder.display(), changed, new, gone, "the SQL was edited");
             }
             Err(diagnostics) => self.tell_refused(&diagnostics, &seen, &now),
         }
@@ -94,6 +95,23 @@ impl Engine {
     }
 }
 
+/// What an edit changed, brought and took away: queries by their names, tables as `table NAME`; `None` where that is nothing.
+fn differences(before: &Planned, now: &Planned) -> [Option<String>; 3] {
+    let parts = |planned: &Planned| -> BTreeMap<String, String> {
+        let queries = planned.queries.iter().map(|(name, query)| (name.clone(), query.identity.clone()));
+        let tables = planned.tables.iter();
+        queries.chain(tables.map(|table| (format!("table {}", table.name), format!("{table:?}")))).collect()
+    };
+    let (before, now) = (parts(before), parts(now));
+    let listed = |names: Vec<&str>| (!names.is_empty()).then(|| names.join(", "));
+    let missing_in = |those: &BTreeMap<String, String>, all: &BTreeMap<String, String>| {
+        listed(all.keys().filter(|name| !those.contains_key(*name)).map(String::as_str).collect())
+    };
+    let changed = now.iter().filter(|(name, part)| before.get(*name).is_some_and(|before| before != *part));
+    let changed = changed.map(|(name, _)| name.as_str()).collect();
+    [listed(changed), missing_in(&before, &now), missing_in(&now, &before)]
+}
+
 /// The files, but where the last edit of a query failed and is still there, with the text that runs.
 pub(super) fn without_rolled_back(view: &ProgramView, files: &Files) -> Files {
     let mut files = files.clone();
@@ -115,5 +133,31 @@ pub(super) fn warn_of_differences(folder: &Path, here: &Files, running: &Files) 
     if !differing.is_empty() {
         let (folder, files) = (folder.display(), differing.join(", "));
         tracing::warn!(%folder, files, "the program that ran before goes on; these files here differ from it");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_edit_is_told_by_what_it_changed_brought_and_took_away() {
+        const TABLES: &str = include_str!("../../sql/tables.sql");
+        const COUNTS: &str = include_str!("../../sql/emoji_counts.sql");
+        let planned = |files: [(&str, &str); 2]| {
+            let files = files.map(|(name, text)| (name.to_owned(), text.to_owned())).into();
+            Planned::of(Path::new("sql"), &[], &files).unwrap()
+        };
+        let check = |before: &Planned, now: &Planned, expected: [Option<&str>; 3]| {
+            assert_eq!(differences(before, now).each_ref().map(Option::as_deref), expected);
+        };
+        let before = planned([("tables.sql", TABLES), ("emoji_counts.sql", COUNTS)]);
+        check(&before, &before, [None; 3]);
+        let another = planned([("tables.sql", TABLES), ("emoji_counts.sql", &COUNTS.replace("1000", "500"))]);
+        check(&before, &another, [Some("emoji_counts"), None, None]);
+        let more =
+            format!("{TABLES}\nCREATE TABLE more (room TEXT) WITH (connector = 'kafka', type = 'sink');");
+        let renamed = planned([("tables.sql", &more), ("counts.sql", COUNTS)]);
+        check(&before, &renamed, [None, Some("counts, table more"), Some("emoji_counts")]);
     }
 }
