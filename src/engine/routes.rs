@@ -112,8 +112,9 @@ async fn put(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
     served.origins.check(&headers)?;
-    let bad = |rejection: QueryRejection| {
-        Problem::new(StatusCode::BAD_REQUEST, "bad-parameter", rejection.body_text())
+    let bad = |_: QueryRejection| {
+        let detail = "PUT takes one parameter, the number of a version to put back: ?version=1";
+        Problem::new(StatusCode::BAD_REQUEST, "bad-parameter", detail)
     };
     let Parameters(PutParameters { version }) = parameters.map_err(bad)?;
     let (expected, body) = (expected(&headers)?, taken(body)?);

@@ -21,6 +21,7 @@ use super::{Ingest, Lookup, Source, socket};
 use crate::clock;
 use crate::http::{Origins, Problem, upgrade};
 use crate::log::ARROW_STREAM;
+use crate::reaction::table::TableKind;
 use crate::reaction::time::NS_PER_MS;
 
 /// The table of `/emoji` and `/api`.
@@ -175,9 +176,12 @@ fn find(ingest: &Ingest, table: &str) -> Result<Arc<Source>, Problem> {
         Lookup::Fed => no_source(format!("{table} takes no rows: a file or an impulse brings them")),
         Lookup::Unusable(what) => Err(Problem::not_built(what)),
         Lookup::Unknown => {
+            let program = Arc::clone(&ingest.tables.borrow());
+            let sources: Vec<&str> =
+                program.tables_of(TableKind::Source).map(|table| table.name.as_str()).collect();
             let detail = match ingest.not_ready() {
                 Some(missing) => format!("no table {table}; {missing}"),
-                None => format!("no table {table}"),
+                None => format!("no table {table}; the source tables are: {}", sources.join(", ")),
             };
             Err(Problem::new(StatusCode::NOT_FOUND, "unknown-table", detail))
         }

@@ -177,6 +177,10 @@ async fn up_serves_a_reaction_as_a_window_and_reads_it_back_after_a_restart() {
     assert_eq!(table["columns"][2]["default"], "'main'");
     assert_eq!(table["partitions"].as_array().map(Vec::len), Some(3));
     assert_eq!(up.json("/docs").await["status"], 501);
+    let (status, answer) = post_json(&up.url("/v1/tables/reaction"), "[]").await;
+    assert!(status == 404 && answer.contains("the source tables are: reactions"), "{answer}");
+    let put = reqwest::Client::new().put(up.url("/v1/queries/emoji_counts?version=x")).send().await.unwrap();
+    assert!(put.text().await.unwrap().contains("?version=1"));
 
     assert_eq!(up.terminate().await, Some(0));
     let up = Running::up(dir.path(), &[]);
