@@ -205,7 +205,9 @@ impl RunningQuery {
                 Failure::Fenced(reason) => (State::Fenced, reason),
                 Failure::Stop(reason) => (State::Failed, reason),
             };
-            tracing::error!(query = self.query.name, ?state, reason, "the query stopped");
+            // As `/v1/queries` writes it.
+            let written = format!("{state:?}").to_lowercase();
+            tracing::error!(query = self.query.name, state = written, reason, "the query stopped");
             self.set(state, Some(reason));
             if state == State::Fenced {
                 self.shared.fenced.cancel();
