@@ -26,7 +26,7 @@ pub struct Args {
 /// # Errors
 /// 1 when the SQL does not plan; otherwise as every role.
 pub fn run(args: Args) -> Result<(), Failure> {
-    let loaded = args.serve.settings.load()?;
+    let loaded = args.serve.load()?;
     let settings = program::with_log_of(&program::load(args.sql.as_deref())?, loaded);
     let place = program::place(args.sql.as_deref(), &settings, true);
     role::run(args.serve, settings.clone(), "127.0.0.1:8082", "engine", |start| async move {

@@ -26,7 +26,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Counts a live audience's emoji reactions by SQL and shows the result to everyone, at once, exactly.
+/// Count a live audience's emoji reactions by SQL and show the result to everyone, at once, exactly
 #[derive(Debug, Parser)]
 #[command(name = "emostream", version, arg_required_else_help = true)]
 struct Cli {

@@ -26,9 +26,6 @@ pub(super) struct SettingsArgs {
     /// Use Apache Kafka as the log, reached at these addresses (sets log.kind and log.kafka.bootstrap_servers)
     #[arg(long, value_name = "HOST:PORT[,…]")]
     pub(super) kafka: Option<String>,
-    /// Listen on an address that other machines reach although nobody is asked who they are (sets http.allow_public)
-    #[arg(long)]
-    pub(super) allow_public: bool,
 }
 
 impl SettingsArgs {
@@ -37,14 +34,22 @@ impl SettingsArgs {
     /// # Errors
     /// When they are not valid: exit code 2.
     pub(super) fn load(&self) -> Result<Loaded, Failure> {
+        self.load_with(&[])
+    }
+
+    /// The same with more flags: flag, key, value.
+    ///
+    /// # Errors
+    /// As [`SettingsArgs::load`].
+    pub(super) fn load_with(&self, flags: &[(&'static str, &'static str, &str)]) -> Result<Loaded, Failure> {
         let usage = |error: ConfigError| Failure::usage(error.to_string());
         let mut sources = Sources::of_process(self.config.as_deref()).map_err(usage)?;
         if let Some(servers) = &self.kafka {
             sources.flag("--kafka", "log.kind", "kafka");
             sources.flag("--kafka", "log.kafka.bootstrap_servers", servers);
         }
-        if self.allow_public {
-            sources.flag("--allow-public", "http.allow_public", "true");
+        for (flag, key, value) in flags {
+            sources.flag(flag, key, *value);
         }
         config::load(&sources).map_err(usage)
     }
@@ -143,10 +148,13 @@ impl Stop {
 /// # Errors
 /// Exit code 2, naming the ways out.
 pub(super) fn check_listen(address: &str, settings: &Settings) -> Result<(), Failure> {
-    let resolved: Vec<SocketAddr> = address
-        .to_socket_addrs()
-        .map_err(|error| Failure::usage(format!("--listen {address} is no HOST:PORT: {error}")))?
-        .collect();
+    let resolved = address.to_socket_addrs().map_err(|error| {
+        let port = if address.parse::<u16>().is_ok() { address } else { "8080" };
+        Failure::usage(format!(
+            "--listen {address} is no HOST:PORT of this machine ({error}); write 127.0.0.1:{port}, say"
+        ))
+    })?;
+    let resolved: Vec<SocketAddr> = resolved.collect();
     if settings.http.allow_public || resolved.iter().all(|address| address.ip().is_loopback()) {
         return Ok(());
     }

@@ -83,7 +83,7 @@ pub(super) const LATER_QUERY_CALLS: [(MethodFilter, &str); 4] = [
 /// # Errors
 /// As [`serve::run`].
 pub fn ingest(args: IngestArgs) -> Result<(), Failure> {
-    let settings = args.serve.settings.load()?.settings;
+    let settings = args.serve.load()?.settings;
     let ingest = settings.ingest.clone();
     let origins = Origins::new(&settings.http.origins);
     run(args.serve, settings, "127.0.0.1:8081", "ingest", |start| async move {
@@ -101,7 +101,7 @@ pub fn ingest(args: IngestArgs) -> Result<(), Failure> {
 /// # Errors
 /// As [`serve::run`].
 pub fn publish(args: PublishArgs) -> Result<(), Failure> {
-    let settings = args.serve.settings.load()?.settings;
+    let settings = args.serve.load()?.settings;
     run(args.serve, settings.clone(), "127.0.0.1:8083", "publish", |start| async move {
         let publisher = Publisher::new(Arc::clone(&start.log), follow(&start).await?);
         standby::stand(Arc::clone(&publisher), Arc::clone(&start.log), &start.process.stages);
@@ -128,7 +128,7 @@ pub fn publish(args: PublishArgs) -> Result<(), Failure> {
 /// # Errors
 /// As [`serve::run`].
 pub fn cluster(args: ClusterArgs) -> Result<(), Failure> {
-    let settings = args.serve.settings.load()?.settings;
+    let settings = args.serve.load()?.settings;
     let ClusterArgs { name, region_kafka, serve } = args;
     run(serve, settings.clone(), "127.0.0.1:8084", "cluster", |start| async move {
         let heart = Heart::start(Arc::clone(&start.log), &start.process.stages);
@@ -164,7 +164,7 @@ pub fn cluster(args: ClusterArgs) -> Result<(), Failure> {
 /// As [`serve::run`].
 pub fn subscribe(args: SubscribeArgs) -> Result<(), Failure> {
     let SubscribeArgs { cluster: clusters, name, advertise, serve } = args;
-    let settings = serve.settings.load()?.settings;
+    let settings = serve.load()?.settings;
     let (publish, ingest) = (settings.publish.clone(), settings.ingest.clone());
     let origins = Origins::new(&settings.http.origins);
     run(serve, settings, "127.0.0.1:8085", "subscribe", |start| async move {
@@ -202,7 +202,7 @@ pub fn subscribe(args: SubscribeArgs) -> Result<(), Failure> {
 /// # Errors
 /// As [`serve::run`].
 pub fn query(args: QueryArgs) -> Result<(), Failure> {
-    let settings = args.serve.settings.load()?.settings;
+    let settings = args.serve.load()?.settings;
     let query = settings.query.clone();
     run(args.serve, settings, "127.0.0.1:8086", "query", |start| async move {
         let program = follow(&start).await?;

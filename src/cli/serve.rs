@@ -10,18 +10,33 @@ use tokio::sync::watch;
 
 use super::process::{self, Process, SettingsArgs};
 use super::{Failure, logs};
-use crate::config::Settings;
+use crate::config::{Loaded, Settings};
 use crate::http::{self, Readiness, Router};
 use crate::log::{Log, LogError};
 
 /// Flags of every process that serves.
 #[derive(Debug, clap::Args)]
 pub(super) struct ServeArgs {
-    /// Where to listen; port 0 takes a free one
+    /// Where to listen; port 0 takes a free one [default: 127.0.0.1 and a port of the command's own: up 8080, ingest 8081,
+    /// engine 8082, publish 8083, cluster 8084, subscribe 8085, query 8086]
     #[arg(long, value_name = "HOST:PORT")]
     pub(super) listen: Option<String>,
+    /// Listen on an address that other machines reach although nobody is asked who they are (sets http.allow_public)
+    #[arg(long)]
+    allow_public: bool,
     #[command(flatten)]
-    pub(super) settings: SettingsArgs,
+    settings: SettingsArgs,
+}
+
+impl ServeArgs {
+    /// The checked settings.
+    ///
+    /// # Errors
+    /// When they are not valid: exit code 2.
+    pub(super) fn load(&self) -> Result<Loaded, Failure> {
+        let public = ("--allow-public", "http.allow_public", "true");
+        self.settings.load_with(if self.allow_public { std::slice::from_ref(&public) } else { &[] })
+    }
 }
 
 /// Which log a process opens.

@@ -32,34 +32,34 @@ const SETTLE: Duration = Duration::from_secs(10);
 #[derive(Debug, Args)]
 pub struct SimulateArgs {
     /// People who send, each over one connection; 0: watch only
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, value_name = "N", default_value_t = 100)]
     senders: u64,
     /// People who watch; with the senders 19000 at most, more take more processes
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, value_name = "N", default_value_t = 1000)]
     viewers: u64,
     /// Reactions a second, all senders together
-    #[arg(long, default_value_t = 10_000.0)]
+    #[arg(long, value_name = "N", default_value_t = 10_000.0)]
     rate: f64,
     /// Viewers joining a second, such as 10/s [default: all within a quarter of the duration]
-    #[arg(long, value_parser = parse_ramp)]
+    #[arg(long, value_name = "N/s", value_parser = parse_ramp)]
     ramp: Option<f64>,
     /// How long to send, or to watch, such as 500ms, 60s, 5m or 1h
-    #[arg(long, default_value = "60s", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
     duration: Duration,
     /// Rooms that senders and viewers spread over
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1)]
     rooms: u64,
     /// steady, or match: a hum with small waves and goals of 10 to 30 times the hum; both average to --rate
     #[arg(long, value_enum, default_value = "steady")]
     shape: ShapeArg,
     /// Reactions in a request [default: a tenth of a second's worth, more when behind]
-    #[arg(long)]
+    #[arg(long, value_name = "N")]
     batch: Option<u64>,
     /// How viewers watch
     #[arg(long, value_enum, default_value = "ws")]
     transport: TransportArg,
     /// The same seed sends the same reactions at the same times [default: random, and reported]
-    #[arg(long)]
+    #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// Where to send
     #[arg(long, value_parser = server_url, default_value = "http://127.0.0.1:8080")]

@@ -38,7 +38,7 @@ pub struct Args {
 /// 1 when the SQL does not plan, 2 for wrong settings or a public address, 3 when the port or the data directory is
 /// taken, or the log fails.
 pub fn run(args: Args) -> Result<(), Failure> {
-    let loaded = args.serve.settings.load()?;
+    let loaded = args.serve.load()?;
     let listen = args.serve.listen.unwrap_or_else(|| "127.0.0.1:8080".to_owned());
     super::process::check_listen(&listen, &loaded.settings)?;
     let planned = program::load(args.sql.as_deref())?;

@@ -298,7 +298,10 @@ impl Watched {
         )?;
         writeln!(f, "          received after the window's end: {}", in_words(self.latency_ms))?;
         match self.cpu_s_per_million {
-            Some(cpu_s) => writeln!(f, "          at {cpu_s:.1} CPU-seconds of this client per million"),
+            Some(cpu_s) => writeln!(
+                f,
+                "          at {cpu_s:.1} CPU-seconds of this client per million windows delivered"
+            ),
             None => Ok(()),
         }
     }

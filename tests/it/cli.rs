@@ -1,8 +1,9 @@
 //! The command line of the real binary: exit codes and what they say.
 
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use crate::support::binary::{Running, emostream, post_json};
 
@@ -27,6 +28,36 @@ fn wrong_usage_exits_2() {
     check(emostream(dir.path()).arg("uq"), 2, &["unrecognized subcommand 'uq'", "--help"]);
     check(&mut emostream(dir.path()), 2, &["Usage"]);
     check(emostream(dir.path()).args(["up", "--listen", "nonsense"]), 2, &["HOST:PORT"]);
+    check(emostream(dir.path()).args(["up", "--listen", "8081"]), 2, &["write 127.0.0.1:8081"]);
+    for command in ["watch", "simulate"] {
+        let address = ["--url", "127.0.0.1:8080"];
+        check(emostream(dir.path()).arg(command).args(address), 2, &["write http://127.0.0.1:8080"]);
+    }
+    // They serve nothing.
+    check(emostream(dir.path()).args(["config", "--allow-public"]), 2, &["--allow-public"]);
+    check(emostream(dir.path()).args(["tail", "a", "--allow-public"]), 2, &["--allow-public"]);
+}
+
+#[test]
+fn a_data_directory_that_is_a_file_exits_2_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("afile"), "").unwrap();
+    let args = ["up", "--listen", "127.0.0.1:0", "--data-dir", "afile"];
+    check(emostream(dir.path()).args(args), 2, &["--data-dir afile is a file"]);
+}
+
+#[test]
+fn who_waits_for_kafka_says_where_and_what_to_look_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = emostream(dir.path());
+    command.args(["up", "--listen", "127.0.0.1:0", "--kafka", "127.0.0.1:1"]).stderr(Stdio::piped());
+    let mut process = command.spawn().unwrap();
+    let lines = BufReader::new(process.stderr.take().unwrap()).lines();
+    let waits = lines.map_while(Result::ok).find(|line| line.contains("waiting for Kafka"));
+    process.kill().unwrap();
+    process.wait().unwrap();
+    let waits = waits.unwrap();
+    assert!(waits.contains("at 127.0.0.1:1") && waits.contains("advertised.listeners"), "{waits}");
 }
 
 #[test]
