@@ -109,7 +109,7 @@ fn shell_words(line: &str) -> Vec<String> {
 #[tokio::test]
 async fn the_curl_lines_of_the_readme_do_what_they_say() {
     let lines: Vec<&str> = README.lines().filter(|line| line.starts_with("curl ")).collect();
-    let [send, watch, register, read, account, change, versions, drain] = lines[..] else {
+    let [send, watch, register, read, account, change, versions, undo, drain] = lines[..] else {
         panic!("other curl lines than these: {lines:?}")
     };
     let dir = tempfile::tempdir().unwrap();
@@ -137,6 +137,8 @@ async fn the_curl_lines_of_the_readme_do_what_they_say() {
     assert_eq!((put.status().as_u16(), put.headers()["etag"].to_str().unwrap()), (200, "\"1\""), "as it was");
     let versions: Value = curl(&up, dir.path(), versions).send().await.unwrap().json().await.unwrap();
     assert_eq!((&versions["versions"][0]["version"], &versions["versions"][1]), (&json!(1), &Value::Null));
+    let put = curl(&up, dir.path(), undo).send().await.unwrap();
+    assert_eq!((put.status().as_u16(), put.headers()["etag"].to_str().unwrap()), (200, "\"1\""), "as it was");
     assert_eq!(curl(&up, dir.path(), drain).send().await.unwrap().status(), 204);
     let is_draining = |topology: &Value| topology["clusters"][0]["subscribers"][0]["state"] == "draining";
     up.poll("/v1/topology", is_draining).await;
