@@ -6,15 +6,22 @@
 //!
 //! To go on after a crash, a partition is read again from `resume`: the first record of any window that is not yet
 //! told. What was told already and has records beyond `resume` is remembered with the checkpoint ([`Told`]), so that
-//! reading those records again tells nothing twice.
+//! reading those records again tells nothing twice. Those names are bounded in bytes, because a checkpoint is one record;
+//! when they are too many, windows are told in sweeps that need no names ([`Sweep`]).
 //!
 //! Pure: times and records are arguments.
 
+mod sweep;
+#[cfg(test)]
+mod sweep_tests;
+
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::sweep::Sweep;
 use crate::log::result_row::ResultRow;
 
 /// How long after its first row an incomplete window may lack rows, although every partition was read to its end.
@@ -22,9 +29,8 @@ pub const GIVE_UP_AFTER_MS: i64 = 30_000;
 /// Windows told before `resume` that are remembered all the same (in memory only): a partition that lags behind
 /// may still bring their early results.
 const REMEMBERED: usize = 10_000;
-/// Windows told beyond `resume` that a checkpoint may name. When there are as many, no window is told until the
-/// incomplete ones that hold `resume` back are whole or given up.
-const TOLD_BEYOND: usize = 2_000;
+/// Bytes of JSON that name windows told beyond `resume` in a checkpoint. From then on windows are told in sweeps.
+const TOLD_BYTES: usize = 256 << 10;
 
 /// Which window of which room. Ordered as windows are told: by end, table, room.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -48,7 +54,10 @@ pub struct Whole {
     pub revision: u64,
     /// JSON objects, in the order of their partitions and offsets.
     pub rows: Vec<Box<str>>,
+    /// Of all its records.
     offsets: Offsets,
+    /// The last offset of these rows, by partition.
+    last: BTreeMap<u32, i64>,
 }
 
 /// A window that was told: enough to recognise its records when they are read again.
@@ -115,21 +124,46 @@ pub struct GivenUp {
 pub type Positions = BTreeMap<(Arc<str>, u32), i64>;
 
 /// All windows between reading and telling.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Gather {
     waiting: BTreeMap<WindowKey, Waiting>,
     ready: BTreeMap<WindowKey, Whole>,
     told_beyond: BTreeMap<WindowKey, Told>,
     told_before: BTreeMap<WindowKey, Told>,
+    /// Bytes of what a checkpoint says of those beyond, about, and how many they may be.
+    told_bytes: usize,
+    most_told_bytes: usize,
+    /// By table.
+    sweeps: Sweeps,
     next: Positions,
     bytes: usize,
 }
 
+/// The sweeps under way, by table.
+pub type Sweeps = BTreeMap<Arc<str>, Sweep>;
+
+impl Default for Gather {
+    fn default() -> Self {
+        Self {
+            waiting: BTreeMap::new(),
+            ready: BTreeMap::new(),
+            told_beyond: BTreeMap::new(),
+            told_before: BTreeMap::new(),
+            told_bytes: 0,
+            most_told_bytes: TOLD_BYTES,
+            sweeps: Sweeps::new(),
+            next: Positions::new(),
+            bytes: 0,
+        }
+    }
+}
+
 impl Gather {
-    /// Goes on after a crash: `told` is what the checkpoint names.
-    pub fn restore(told: Vec<Told>) -> Self {
+    /// Goes on after a crash: `told` is what the checkpoint names, `sweeps` what was told without names.
+    pub fn restore(told: Vec<Told>, sweeps: Sweeps) -> Self {
+        let told_bytes = told.iter().map(Told::bytes).sum();
         let told_beyond = told.into_iter().map(|told| (told.key.clone(), told)).collect();
-        Self { told_beyond, ..Self::default() }
+        Self { told_beyond, told_bytes, sweeps, ..Self::default() }
     }
 
     /// Takes one row, read from that partition at that offset.
@@ -154,7 +188,9 @@ impl Gather {
         let part = waiting.revisions.entry((is_final, revision)).or_default();
         part.expected = window_rows;
         self.bytes += json.len();
-        part.rows.insert((partition, offset, nth), json);
+        if let Some(again) = part.rows.insert((partition, offset, nth), json) {
+            self.bytes -= again.len();
+        }
         if part.rows.len() as u64 >= part.expected {
             self.complete(key, (is_final, revision));
         }
@@ -165,16 +201,44 @@ impl Gather {
         self.next.insert((Arc::clone(table), partition), next);
     }
 
-    /// Takes whole windows to tell, in their order: at most `messages`, and about `bytes` of rows. They count as
-    /// told; when the telling fails with an unknown outcome, everything starts anew from the checkpoint.
-    pub fn take(&mut self, messages: usize, bytes: usize) -> Vec<(WindowKey, Whole)> {
-        let mut taken = Vec::new();
-        if self.told_beyond.len() >= TOLD_BEYOND && !self.waiting.is_empty() {
-            return taken;
+    /// That partition, one of so many, has no more records now.
+    pub fn ends(&mut self, table: &str, partition: u32, partitions: usize) {
+        let next = self.next.iter().find(|((name, number), _)| **name == *table && *number == partition);
+        if let (Some(sweep), Some((_, &next))) = (self.sweeps.get(table), next)
+            && sweep.is_of_another_log(partition, next, partitions)
+        {
+            self.forget_sweep(table);
         }
+    }
+
+    /// What was told in a sweep is not known any more: the table's records are others now.
+    pub fn forget_sweep(&mut self, table: &str) {
+        self.sweeps.remove(table);
+    }
+
+    /// Takes whole windows to tell, in their order: at most `messages`, and about `bytes` of rows. They count as
+    /// told; when the telling fails with an unknown outcome, everything starts anew from the checkpoint. None are taken
+    /// while incomplete ones hold `resume` back and a checkpoint has no room for the names of more.
+    pub fn take(&mut self, messages: usize, bytes: usize) -> Vec<(WindowKey, Whole)> {
+        self.end_sweeps();
+        let mut taken = self.take_some(messages, bytes);
+        if taken.is_empty() && !self.ready.is_empty() {
+            self.begin_sweeps();
+            taken = self.take_some(messages, bytes);
+        }
+        self.end_sweeps();
+        taken
+    }
+
+    fn take_some(&mut self, messages: usize, bytes: usize) -> Vec<(WindowKey, Whole)> {
+        let mut taken: Vec<(WindowKey, Whole)> = Vec::new();
         let mut taken_bytes = 0;
         while taken.len() < messages && taken_bytes < bytes {
-            let Some((key, whole)) = self.ready.pop_first() else { break };
+            let from = taken.last().map_or(Bound::Unbounded, |(key, _)| Bound::Excluded(key));
+            let mut waiting = self.ready.range((from, Bound::Unbounded));
+            let Some((key, _)) = waiting.find(|(key, whole)| self.may_tell(key, whole)) else { break };
+            let key = key.clone();
+            let Some(whole) = self.ready.remove(&key) else { break };
             taken_bytes += size(&whole.rows);
             self.remember(&key, &whole);
             taken.push((key, whole));
@@ -183,16 +247,21 @@ impl Gather {
         taken
     }
 
+    /// Of a table with a sweep, those that it holds come first, once everything that it holds is read again.
+    fn may_tell(&self, key: &WindowKey, whole: &Whole) -> bool {
+        match self.sweeps.get(&key.table) {
+            Some(sweep) if !sweep.is_over() => sweep.holds(&whole.last) && self.is_read(&key.table, sweep),
+            _ => self.told_bytes < self.most_told_bytes,
+        }
+    }
+
     /// From where each partition must be read again, and what was told beyond that. A partition that is not named
     /// was not read since the start, and stays where it was.
-    pub fn checkpoint(&mut self) -> (Positions, Vec<Told>) {
-        let mut resume = self.next.clone();
-        let untold = self.waiting.iter().map(|(key, waiting)| (key, &waiting.offsets));
-        let untold = untold.chain(self.ready.iter().map(|(key, whole)| (key, &whole.offsets)));
-        for (key, offsets) in untold {
-            for (&partition, &(first, _)) in &offsets.0 {
-                let position = resume.entry((Arc::clone(&key.table), partition)).or_insert(first);
-                *position = first.min(*position);
+    pub fn checkpoint(&mut self) -> (Positions, Vec<Told>, Sweeps) {
+        let mut resume = self.untold();
+        for (table, sweep) in &self.sweeps {
+            for (partition, from) in sweep.from() {
+                resume.insert((Arc::clone(table), partition), from);
             }
         }
         let is_beyond = |told: &Told| {
@@ -208,7 +277,22 @@ impl Gather {
         while self.told_before.len() > REMEMBERED {
             self.told_before.pop_first();
         }
-        (resume, self.told_beyond.values().cloned().collect())
+        self.told_bytes = self.told_beyond.values().map(Told::bytes).sum();
+        (resume, self.told_beyond.values().cloned().collect(), self.sweeps.clone())
+    }
+
+    /// Every record of a window that is not told lies at or after this.
+    fn untold(&self) -> Positions {
+        let mut first_of = self.next.clone();
+        let untold = self.waiting.iter().map(|(key, waiting)| (key, &waiting.offsets));
+        let untold = untold.chain(self.ready.iter().map(|(key, whole)| (key, &whole.offsets)));
+        for (key, offsets) in untold {
+            for (&partition, &(first, _)) in &offsets.0 {
+                let position = first_of.entry((Arc::clone(&key.table), partition)).or_insert(first);
+                *position = first.min(*position);
+            }
+        }
+        first_of
     }
 
     /// Removes the incomplete windows that can no longer become whole: `complete_until` says up to which wall-clock
@@ -261,8 +345,15 @@ impl Gather {
             self.bytes -= size(&earlier.rows);
             offsets.add_all(&earlier.offsets);
         }
+        let last = part.last();
         let rows = part.rows.into_values().collect();
-        self.ready.insert(key.clone(), Whole { is_final, revision, rows, offsets });
+        let whole = Whole { is_final, revision, rows, offsets, last };
+        if self.sweeps.get(&key.table).is_some_and(|sweep| sweep.has_told(&key, &whole.last)) {
+            self.bytes -= size(&whole.rows);
+            self.remember(&key, &whole);
+        } else {
+            self.ready.insert(key.clone(), whole);
+        }
         if is_final {
             self.bytes -= later.values().map(Part::bytes).sum::<usize>();
         } else if !later.is_empty() {
@@ -271,18 +362,42 @@ impl Gather {
     }
 
     fn remember(&mut self, key: &WindowKey, whole: &Whole) {
-        let before = self.told_beyond.remove(key).or_else(|| self.told_before.remove(key));
+        let named = self.told_beyond.remove(key);
+        let is_named = named.is_some();
+        let before = named.or_else(|| self.told_before.remove(key));
         let mut last = before.map(|told| told.last).unwrap_or_default();
         for (&partition, &(_, offset)) in &whole.offsets.0 {
             let known = last.entry(partition).or_insert(offset);
             *known = offset.max(*known);
         }
         let told = Told { key: key.clone(), is_final: whole.is_final, revision: whole.revision, last };
+        let swept = self.sweeps.get_mut(&key.table).filter(|sweep| sweep.holds(&whole.last));
+        if let Some(sweep) = swept {
+            sweep.tell(key);
+            if !is_named {
+                self.told_before.insert(key.clone(), told);
+                return;
+            }
+        } else if !is_named {
+            self.told_bytes += told.bytes();
+        }
         self.told_beyond.insert(key.clone(), told);
     }
 }
 
+impl Told {
+    /// About what it takes in a checkpoint.
+    fn bytes(&self) -> usize {
+        serde_json::to_string(self).map_or(0, |text| text.len() + 1)
+    }
+}
+
 impl Part {
+    /// The last offset of its rows, by partition.
+    fn last(&self) -> BTreeMap<u32, i64> {
+        self.rows.keys().map(|&(partition, offset, _)| (partition, offset)).collect()
+    }
+
     fn bytes(&self) -> usize {
         self.rows.values().map(|row| row.len()).sum()
     }
@@ -320,7 +435,7 @@ mod tests {
 
     impl Bench {
         fn new(told: Vec<Told>) -> Self {
-            Self { gather: Gather::restore(told), table: "t".into() }
+            Self { gather: Gather::restore(told, Sweeps::new()), table: "t".into() }
         }
 
         fn add(&mut self, partition: u32, offset: i64, row: ResultRow) {
@@ -435,7 +550,7 @@ mod tests {
                         let told = bench.told();
                         if !told.is_empty() {
                             all.extend(told);
-                            let (resume, told) = bench.gather.checkpoint();
+                            let (resume, told, _) = bench.gather.checkpoint();
                             committed.0.extend(resume);
                             committed.1 = told;
                         }
@@ -467,19 +582,5 @@ mod tests {
         let lost = bench.gather.give_up(|_| Some(GIVE_UP_AFTER_MS + 1));
         assert_eq!((lost.len(), lost[0].rows, lost[0].expected), (1, 1, 2));
         assert_eq!((bench.resume(0), bench.gather.bytes()), (6, 0));
-    }
-
-    #[test]
-    fn what_a_checkpoint_names_is_bounded() {
-        let mut bench = Bench::new(Vec::new());
-        bench.add(0, 0, row(0, "half", 2, "h"));
-        for offset in 1..3000 {
-            bench.add(0, offset, row(offset, "main", 1, "x"));
-            bench.told();
-        }
-        assert_eq!(bench.gather.checkpoint().1.len(), TOLD_BEYOND);
-        bench.add(1, 0, row(0, "half", 2, "h"));
-        assert_eq!(bench.told().len(), 3000 - TOLD_BEYOND);
-        assert_eq!(bench.gather.checkpoint().1, Vec::new());
     }
 }

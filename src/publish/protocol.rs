@@ -9,14 +9,14 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::message::Message;
-use crate::reaction::live::{DEFAULT_ROOM, LiveId};
+use crate::reaction::live::{DEFAULT_ROOM, LiveId, MAX_ROOM_BYTES};
 
 /// Rooms one connection may ask for.
 pub const MAX_ROOMS: usize = 16;
 /// Tables one connection may ask for.
 pub const MAX_TABLES: usize = 16;
 /// The longest name of a table or room in a request, in bytes.
-const MAX_NAME_BYTES: usize = 256;
+const MAX_NAME_BYTES: usize = MAX_ROOM_BYTES;
 /// The comment that keeps an idle event stream alive.
 pub const SSE_HEARTBEAT: Bytes = Bytes::from_static(b": still here\n\n");
 

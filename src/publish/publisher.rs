@@ -19,6 +19,7 @@ use crate::log::result_row::{self, LIVE_COLUMNS, is_of_window};
 use crate::log::{
     Lease, Log, LogError, ReadBatch, TOPIC_CHECKPOINTS, TOPIC_LIVE, Transaction, Writer, failpoint,
 };
+use crate::reaction::live::MAX_ROOM_BYTES;
 use crate::reaction::table::Table;
 use crate::shutdown::Tasks;
 
@@ -177,6 +178,12 @@ impl Publisher {
                 Ok(rows) => {
                     for row in rows {
                         newest_window = newest_window.max(Some(row.window.end));
+                        if row.room.len() > MAX_ROOM_BYTES {
+                            metrics::counter!("emostream_publish_long_rooms_total").increment(1);
+                            let (table, offset, bytes) = (&feed.name, record.offset, row.room.len());
+                            tracing::warn!(%table, offset, bytes, "a room's name is too long to be asked for; not shown live");
+                            continue;
+                        }
                         sequencer.gather.add(&feed.name, feed.partition, record.offset, row, now_ms);
                     }
                 }
@@ -188,6 +195,9 @@ impl Publisher {
             }
         }
         sequencer.gather.advance(&feed.name, feed.partition, batch.next);
+        if batch.complete_until_ms.is_some() {
+            sequencer.gather.ends(&feed.name, feed.partition, feed.partitions);
+        }
         ends.note(&feed, newest_window, batch.complete_until_ms);
         feed
     }

@@ -6,6 +6,8 @@ use super::time::Window;
 
 /// The room of reactions and sinks that name none.
 pub const DEFAULT_ROOM: &str = "main";
+/// The longest name of a room, in bytes. Clients can ask for no longer one; checkpoints and messages repeat it.
+pub const MAX_ROOM_BYTES: usize = 256;
 
 /// A message's place in the one order over all tables and rooms: `e{epoch}-{sequence}`.
 ///
