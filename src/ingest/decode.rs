@@ -5,7 +5,9 @@
 
 use super::{decode_arrow, decode_json};
 use crate::log::codec::MAX_ROWS;
+use crate::log::result_row::COLUMN_ROOM;
 use crate::reaction::columns::{Column, Mismatch, Rows, shortened, takes};
+use crate::reaction::live::MAX_ROOM_BYTES;
 use crate::reaction::table::{ColumnSource, ColumnType, DefaultValue, Table};
 
 const NS_PER_S: i64 = 1_000_000_000;
@@ -80,6 +82,8 @@ pub(super) struct Decoder {
     /// Columns that nobody posts.
     filled_in: Vec<String>,
     event_time: Option<EventTime>,
+    /// The column whose values name rooms: sinks may repeat them as keys, and viewers ask for them.
+    room: Option<usize>,
 }
 
 /// What ingest must know of one column.
@@ -145,7 +149,9 @@ impl Decoder {
             let column = table.record_columns().position(|column| column.name == watermark.column)?;
             Some(EventTime { column, behind_ns: watermark.delay_ns.saturating_add(FAR_BEHIND_NS) })
         });
-        Ok(Self { table: table.name.clone(), columns, filled_in, event_time })
+        let is_room = |rule: &ColumnRule| rule.name == COLUMN_ROOM && rule.data_type == ColumnType::Text;
+        let room = columns.iter().position(is_room);
+        Ok(Self { table: table.name.clone(), columns, filled_in, event_time, room })
     }
 
     /// The rows of a body that was received at `receipt_ns`.
@@ -279,6 +285,8 @@ pub(super) struct Filling<'a> {
     set_by: Vec<usize>,
     /// How many columns the current row has set.
     set: usize,
+    /// The bytes of all rooms before the current row.
+    room_bytes: usize,
 }
 
 impl<'a> Filling<'a> {
@@ -288,7 +296,7 @@ impl<'a> Filling<'a> {
         let columns =
             decoder.columns.iter().map(|rule| Column::new(rule.data_type, rule.nullable, expected)).collect();
         let rows = Rows { count: 0, columns };
-        Self { decoder, rows, receipt_ns, set_by: vec![0; decoder.columns.len()], set: 0 }
+        Self { decoder, rows, receipt_ns, set_by: vec![0; decoder.columns.len()], set: 0, room_bytes: 0 }
     }
 
     /// The column to push one value into for the current row.
@@ -309,11 +317,12 @@ impl<'a> Filling<'a> {
     /// Fills in what the row left out.
     ///
     /// # Errors
-    /// When a column without default is missing, or the rows have become too many.
+    /// When a column without default is missing, the room's name is too long, or the rows have become too many.
     pub(super) fn end_row(&mut self) -> Result<(), DecodeError> {
         if self.set < self.decoder.columns.len() {
             self.fill_absent()?;
         }
+        self.check_room()?;
         self.set = 0;
         self.rows.count += 1;
         if self.rows.count > MAX_ROWS {
@@ -325,6 +334,20 @@ impl<'a> Filling<'a> {
             )));
         }
         Ok(())
+    }
+
+    fn check_room(&mut self) -> Result<(), DecodeError> {
+        let Some(place) = self.decoder.room else { return Ok(()) };
+        let before = std::mem::replace(&mut self.room_bytes, self.rows.columns[place].text_bytes());
+        let bytes = self.room_bytes - before;
+        if bytes <= MAX_ROOM_BYTES {
+            return Ok(());
+        }
+        let row = self.rows.count;
+        let detail = format!(
+            "row {row}: column {COLUMN_ROOM} has {bytes} bytes; the name of a room has at most {MAX_ROOM_BYTES}"
+        );
+        Err(DecodeError::Row { row, column: Some(COLUMN_ROOM.to_owned()), detail })
     }
 
     fn fill_absent(&mut self) -> Result<(), DecodeError> {

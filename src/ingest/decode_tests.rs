@@ -246,6 +246,27 @@ fn a_bad_row_is_named_with_its_column_and_what_to_do() {
 }
 
 #[test]
+fn the_name_of_a_room_is_no_longer_than_clients_can_ask_for() {
+    let table = reactions();
+    let named =
+        |bytes: usize| format!(r#"{{"user_id":"u","emoji_type":"x","room":"{}"}}"#, "r".repeat(bytes));
+    let most = format!("u|x|{}|2026-11-21T12:00:00Z", "r".repeat(256));
+    accepts(&table, BodyFormat::Ndjson, [named(256), named(256)].join("\n"), &[&most, &most]);
+    let words = ["room has 257 bytes", "at most 256"];
+    for body in [format!("[{},{}]", named(256), named(257)), [named(1), named(257)].join(" ")] {
+        let format = if body.starts_with('[') { BodyFormat::Json } else { BodyFormat::Ndjson };
+        let body = body.replace("} {", "}\n{");
+        refuses(&table, format, body, 1, Some("room"), &words);
+    }
+    let text = |values: Vec<String>| Arc::new(StringArray::from(values)) as ArrayRef;
+    let rooms = vec![String::new(), "r".repeat(257)];
+    let (user, emoji) = (text(vec!["u".to_owned(); 2]), text(vec!["x".to_owned(); 2]));
+    let batch = arrow_batch(vec![("user_id", user), ("emoji_type", emoji), ("room", text(rooms))]);
+    let body = arrow_stream(&[batch], IpcWriteOptions::default());
+    refuses(&table, BodyFormat::ArrowStream, body, 1, Some("room"), &words);
+}
+
+#[test]
 fn a_number_that_its_type_does_not_hold_is_refused() {
     let table = every_type();
     let cases = [
