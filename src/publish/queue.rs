@@ -3,7 +3,8 @@
 //!
 //! Pure: no async, no clock, no I/O.
 
-use std::collections::VecDeque;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::message::Message;
@@ -42,13 +43,17 @@ impl Delivery {
 ///
 /// When more than [`MAX_WAITING`] messages or [`MAX_WAITING_BYTES`] wait, only the newest closed window of each table and
 /// room stays, and says how many it stands for, and what was told early after it. So never more wait than that, or than
-/// two of each of the tables and rooms asked for.
+/// two of each of the tables and rooms asked for: where those are more, twice that.
 #[derive(Clone, Debug, Default)]
 pub struct Queue {
     waiting: VecDeque<Delivery>,
     bytes: usize,
     /// How many of them are early results.
     early: usize,
+    /// Messages and bytes that the last conflation kept of what waits.
+    kept: (usize, usize),
+    #[cfg(test)]
+    conflations: usize,
 }
 
 impl Queue {
@@ -67,7 +72,14 @@ impl Queue {
         self.early += usize::from(!message.is_final);
         self.bytes += message.json.len();
         self.waiting.push_back(delivery);
-        if self.waiting.len() > MAX_WAITING || self.bytes > MAX_WAITING_BYTES { self.conflate() } else { 0 }
+        if self.is_too_long() { self.conflate() } else { 0 }
+    }
+
+    /// Where a conflation keeps more than the bounds, the next one comes when there is twice as much: so each message costs
+    /// a few steps, however many tables and rooms there are.
+    fn is_too_long(&self) -> bool {
+        let (messages, bytes) = self.kept;
+        self.waiting.len() > MAX_WAITING.max(2 * messages) || self.bytes > MAX_WAITING_BYTES.max(2 * bytes)
     }
 
     /// Says that messages are missing here.
@@ -84,12 +96,15 @@ impl Queue {
             self.bytes -= message.json.len();
             self.early -= usize::from(!message.is_final);
         }
+        if self.waiting.is_empty() {
+            self.kept = (0, 0);
+        }
         Some(delivery)
     }
 
     /// Takes everything that waits, in order.
     pub fn take(&mut self) -> VecDeque<Delivery> {
-        (self.bytes, self.early) = (0, 0);
+        (self.bytes, self.early, self.kept) = (0, 0, (0, 0));
         std::mem::take(&mut self.waiting)
     }
 
@@ -117,7 +132,10 @@ impl Queue {
     /// early, and one gap, at the head.
     fn conflate(&mut self) -> u64 {
         let before = std::mem::take(&mut self.waiting);
-        let mut kept: VecDeque<(Arc<Message>, u64)> = VecDeque::new();
+        // Newest first.
+        let mut kept: Vec<(Arc<Message>, u64)> = Vec::new();
+        // Of each stream: whether something of it is kept, and where its closed window is.
+        let mut streams: HashMap<(Arc<str>, Arc<str>), Option<usize>> = HashMap::new();
         let mut has_gap = false;
         let mut left_out = 0;
         for delivery in before.into_iter().rev() {
@@ -125,25 +143,32 @@ impl Queue {
                 has_gap = true;
                 continue;
             };
-            let mut newer = kept.iter_mut().filter(|(newer, _)| newer.is_same_stream(&message));
-            if !message.is_final {
-                if newer.next().is_none() {
-                    kept.push_front((message, 0));
-                }
-                continue;
-            }
-            match newer.find(|(newer, _)| newer.is_final) {
-                Some((_, count)) => {
-                    *count += skipped + 1;
+            let stream = streams.entry((Arc::clone(&message.table), Arc::clone(&message.room)));
+            let is_newest = matches!(stream, Entry::Vacant(_));
+            let closed = stream.or_default();
+            match (message.is_final, *closed) {
+                (false, _) if is_newest => kept.push((message, 0)),
+                (false, _) => {}
+                (true, Some(place)) => {
+                    kept[place].1 += skipped + 1;
                     left_out += 1;
                 }
-                None => kept.push_front((message, skipped)),
+                (true, None) => {
+                    *closed = Some(kept.len());
+                    kept.push((message, skipped));
+                }
             }
         }
         self.bytes = kept.iter().map(|(message, _)| message.json.len()).sum();
         self.early = kept.iter().filter(|(message, _)| !message.is_final).count();
         self.waiting.extend(has_gap.then_some(Delivery::Gap));
-        self.waiting.extend(kept.into_iter().map(|(message, skipped)| Delivery::Window { message, skipped }));
+        let kept = kept.into_iter().rev();
+        self.waiting.extend(kept.map(|(message, skipped)| Delivery::Window { message, skipped }));
+        self.kept = (self.waiting.len(), self.bytes);
+        #[cfg(test)]
+        {
+            self.conflations += 1;
+        }
         left_out
     }
 }
@@ -209,6 +234,27 @@ mod tests {
             queue.push(message(sequence, "t", &format!("room{sequence}")));
         }
         assert_eq!(queue.take().len(), 200);
+    }
+
+    #[test]
+    fn many_streams_are_conflated_seldom() {
+        let mut queue = Queue::default();
+        let mut skipped = 0;
+        for window in 0..20 {
+            for room in 0..5_000 {
+                skipped += queue.push(message(window * 5_000 + room, "t", &format!("room{room}")));
+                assert!(queue.waiting.len() <= 2 * 5_000);
+            }
+        }
+        assert!(queue.conflations < 40, "{} conflations", queue.conflations);
+        let taken = queue.take();
+        let stands_for = |delivery: &Delivery| match delivery {
+            Delivery::Window { skipped, .. } => skipped + 1,
+            Delivery::Gap => 0,
+        };
+        assert_eq!(taken.iter().map(stands_for).sum::<u64>(), 100_000);
+        assert_eq!(taken.len() as u64, 100_000 - skipped);
+        assert!(taken.iter().map(Delivery::id).is_sorted());
     }
 
     #[test]
