@@ -154,13 +154,21 @@ impl Origins {
         let allowed = AllowOrigin::predicate(move |origin: &HeaderValue, _| {
             origin.to_str().is_ok_and(|origin| own.allows(&origin.to_ascii_lowercase()))
         });
-        CorsLayer::new().allow_origin(allowed).allow_methods([Method::POST]).allow_headers(Any)
+        CorsLayer::new()
+            .allow_origin(allowed)
+            .allow_methods([Method::POST])
+            .allow_headers(Any)
+            .expose_headers([header::RETRY_AFTER])
     }
 }
 
-/// Lets pages of any origin GET: what is shown to everyone.
+/// Lets pages of any origin GET: what is shown to everyone. They may read when to try again.
 pub fn shown_anywhere() -> CorsLayer {
-    CorsLayer::new().allow_origin(Any).allow_methods([Method::GET]).allow_headers(Any)
+    CorsLayer::new()
+        .allow_origin(Any)
+        .allow_methods([Method::GET])
+        .allow_headers(Any)
+        .expose_headers([header::RETRY_AFTER])
 }
 
 /// An address, or the name that every machine has for itself: what no foreign page can be served under.

@@ -66,8 +66,8 @@ export class Live {
       if (this.closed) return;
       if (this.options.by === 'events') this.openEvents(address);
       else this.openSocket(address);
-    } catch {
-      this.reconnect();
+    } catch (error) {
+      this.reconnect(error.wait);
     }
   }
 
@@ -83,8 +83,7 @@ export class Live {
     if (answer.ok) return (await answer.json()).connect;
     // A subscriber's own port places nobody: it is the address.
     if (answer.status === 404) return `${this.base}/v1/live?${question}`;
-    const wait = Number(answer.headers.get('retry-after'));
-    throw Object.assign(new Error(`no address: ${answer.status}`), { wait });
+    throw Object.assign(new Error(`no address: ${answer.status}`), { wait: retryAfter(answer) });
   }
 
   /** @private */
@@ -125,7 +124,9 @@ export class Live {
   /** The subscriber serves on until then; so nothing is missed. @private */
   leaveIn(milliseconds) {
     clearTimeout(this.again);
+    this.leaving = true;
     this.again = setTimeout(() => {
+      this.leaving = false;
       this.drop();
       this.connect();
     }, milliseconds);
@@ -146,15 +147,19 @@ export class Live {
     });
   }
 
-  /** Waits longer each time, and never as long as the others do. @private */
-  reconnect() {
+  /**
+   * Waits longer each time, at least `wait` milliseconds, and never as long as the others do. Who was told when to leave
+   * comes then: the others were told other times.
+   * @private
+   */
+  reconnect(wait = 0) {
     this.drop();
     if (this.closed) return;
     this.options.onState?.('waiting');
-    const longest = Math.min(30_000, 500 * 2 ** this.attempts);
-    this.attempts += 1;
+    if (this.leaving) return;
     clearTimeout(this.again);
-    this.again = setTimeout(() => this.connect(), longest / 2 + (Math.random() * longest) / 2);
+    this.again = setTimeout(() => this.connect(), pause(this.attempts, wait));
+    this.attempts += 1;
   }
 
   /** @private */
@@ -163,6 +168,18 @@ export class Live {
     this.connection = null;
     connection?.close();
   }
+}
+
+/** How long to wait after so many failures, in milliseconds: at least `wait`, and never as long as others do. */
+function pause(attempts, wait) {
+  const longest = Math.min(30_000, 500 * 2 ** attempts);
+  return wait + longest / 2 + (Math.random() * longest) / 2;
+}
+
+/** When to try again, in milliseconds from now; 0 when the answer does not say. */
+function retryAfter(answer) {
+  const seconds = Number(answer.headers.get('retry-after'));
+  return seconds > 0 ? Math.min(seconds, 60) * 1000 : 0;
 }
 
 /** Whether the first id is newer: epochs rise, and so do sequences within one. */

@@ -176,3 +176,19 @@ async fn the_topology_lists_who_is_there_and_forgets_who_left() {
     until(|| members.alive().is_empty()).await;
     region.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopping_subscriber_says_so_while_its_heart_still_beats() {
+    let region = Region::start(&[], &Settings::default()).await;
+    let log = || Arc::clone(&region.bench.log);
+    let (connections, settings) = (Tasks::new(), Settings::default());
+    let heart = Heart::start(log(), &region.tasks);
+    let _stopping = Subscriber::start(log(), "west", "1", "http://there", &settings, &heart, &connections);
+    let says = |state: &str| region.members.alive().iter().any(|member| member.state == state);
+    until(|| says("live")).await;
+    connections.cancel();
+    until(|| says("draining") && !says("live")).await;
+    assert_eq!(region.get("/v1/live/address").await.0, 503);
+    connections.stop(Duration::from_secs(5)).await;
+    region.stop().await;
+}

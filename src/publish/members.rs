@@ -93,7 +93,8 @@ type Pulse = Box<dyn Fn() -> MemberState + Send + Sync>;
 pub struct Heart {
     log: Arc<dyn Log>,
     pulses: Mutex<Vec<Pulse>>,
-    joined: Notify,
+    /// There is news that does not wait for the next beat.
+    news: Arc<Notify>,
     /// How many members the last successful beat had, and when it was.
     beaten: Mutex<Option<(usize, Instant)>>,
 }
@@ -102,7 +103,7 @@ impl Heart {
     /// Beats until the process stops, then takes its members away.
     pub fn start(log: Arc<dyn Log>, tasks: &Tasks) -> Arc<Self> {
         let heart =
-            Arc::new(Self { log, pulses: Mutex::default(), joined: Notify::new(), beaten: Mutex::default() });
+            Arc::new(Self { log, pulses: Mutex::default(), news: Arc::default(), beaten: Mutex::default() });
         let (beating, stop) = (Arc::clone(&heart), tasks.token());
         tasks.spawn(async move {
             stop.run_until_cancelled(beating.run()).await;
@@ -117,7 +118,12 @@ impl Heart {
     /// Adds a member; `pulse` says its state, and must not block.
     pub fn add(&self, pulse: impl Fn() -> MemberState + Send + Sync + 'static) {
         lock(&self.pulses).push(Box::new(pulse));
-        self.joined.notify_one();
+        self.news.notify_one();
+    }
+
+    /// Who notifies this has the members' states said at once.
+    pub(super) fn news(&self) -> Arc<Notify> {
+        Arc::clone(&self.news)
     }
 
     /// Whether all members of this process are known to be there.
@@ -139,7 +145,7 @@ impl Heart {
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
-                () = self.joined.notified() => {}
+                () = self.news.notified() => {}
             }
             if let Err(error) = self.beat().await {
                 tracing::warn!(%error, "members could not say that they are there");

@@ -135,6 +135,11 @@ impl Subscriber {
                 stop.run_until_cancelled(tokio::time::sleep(RETRY)).await;
             }
         });
+        let (news, stop) = (heart.news(), tasks.token());
+        tasks.spawn(async move {
+            stop.cancelled().await;
+            news.notify_one();
+        });
         let pulse = Arc::clone(&subscriber);
         heart.add(move || pulse.state());
         subscriber
@@ -262,8 +267,9 @@ impl Subscriber {
         }
     }
 
+    /// Once its tasks are to end it is reached no longer, though its heart may beat a while.
     fn state_name(&self) -> &'static str {
-        match (self.is_draining(), self.is_live.load(Ordering::Relaxed)) {
+        match (self.is_draining() || self.tasks.is_cancelled(), self.is_live.load(Ordering::Relaxed)) {
             (true, _) => "draining",
             (false, true) => "live",
             (false, false) => "starting",
