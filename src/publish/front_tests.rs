@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
 use serde_json::{Value, json};
 
 use super::members::MemberState;
+use super::protocol::LiveRequest;
 use super::routes::serve_on_loopback;
 use super::tests::{Bench, Events, connect, heard, until};
 use super::{
     Front, Heart, Members, Placement, Registrations, Settings, Subscriber, live_router, publish_router,
+    sse,
 };
 use crate::http::Origins;
 use crate::shutdown::Tasks;
@@ -190,5 +193,24 @@ async fn a_stopping_subscriber_says_so_while_its_heart_still_beats() {
     until(|| says("draining") && !says("live")).await;
     assert_eq!(region.get("/v1/live/address").await.0, 503);
     connections.stop(Duration::from_secs(5)).await;
+    region.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_is_always_behind_is_told_to_leave_all_the_same() {
+    let region = Region::start(&[("a", "1")], &Settings::default()).await;
+    region.bench.close(&[(2, "main")]).await;
+    Events::open(&region.front, "?last=1", None).await.window().await;
+    // A window waits for it from the start.
+    let request = LiveRequest::parse([("last", "1")], None).unwrap();
+    let seat = region.subscribers[0].reserve(&request).unwrap().join_waiting(&request);
+    region.drain(reqwest::Method::PUT, "a", "1").await;
+    until(|| region.subscribers[0].is_draining()).await;
+    let mut events = Box::pin(sse::stream(seat, None, false));
+    for said in ["event: drain", "\"rows\""] {
+        let event = events.next().await.unwrap().unwrap();
+        assert!(std::str::from_utf8(&event).unwrap().contains(said), "{event:?}");
+    }
+    drop(events);
     region.stop().await;
 }

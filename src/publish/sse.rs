@@ -66,14 +66,15 @@ impl Connection {
             let is_told = self.ends_at.is_some();
             let heartbeat = Instant::now() + HEARTBEAT;
             tokio::select! {
+                // Before what waits: for a client that is always behind, something always does.
                 biased;
-                taken = self.seat.next() => self.waiting = taken,
-                () = self.stop.cancelled() => return if is_told { None } else { Some(self.send_away(false)) },
                 () = self.leave.asked(), if !is_told => return Some(self.send_away(true)),
                 () = sleep_until(self.ends_at.unwrap_or(heartbeat).min(heartbeat)) => {
                     let is_over = self.ends_at.is_some_and(|at| at < heartbeat);
                     return if is_over { None } else { Some(self.say(SSE_HEARTBEAT)) };
                 }
+                taken = self.seat.next() => self.waiting = taken,
+                () = self.stop.cancelled() => return if is_told { None } else { Some(self.send_away(false)) },
             }
         }
         let delivery = self.waiting.pop_front()?;
