@@ -9,11 +9,14 @@ use std::time::Duration;
 
 use axum::Json;
 pub use axum::Router;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{FromRequest, Request};
 pub use axum::http::StatusCode;
 use axum::http::{HeaderMap, HeaderValue, Method, Uri, header};
 use axum::response::{IntoResponse, Response};
 pub use axum::routing::MethodFilter;
 use axum::routing::{get, on};
+use bytes::Bytes;
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -28,6 +31,30 @@ pub const STALLED_FOR: Duration = Duration::from_secs(30);
 /// How long the head of a request may take to arrive, and a connection may wait for its next request: longer than proxies
 /// keep connections that they may use again (60 s mostly), so that it is they who close those.
 const HEAD_WITHIN: Duration = Duration::from_secs(75);
+
+/// How long the body of a request may take to arrive.
+const BODY_WITHIN: Duration = Duration::from_secs(30);
+
+/// A small body that arrives in time; 408 otherwise, so that one that never comes holds no connection.
+pub struct TimelyBody(pub Result<Bytes, BytesRejection>);
+
+impl<S: Send + Sync> FromRequest<S> for TimelyBody {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        Self::within(BODY_WITHIN, request, state).await
+    }
+}
+
+impl TimelyBody {
+    async fn within<S: Send + Sync>(limit: Duration, request: Request, state: &S) -> Result<Self, Problem> {
+        let body = tokio::time::timeout(limit, Bytes::from_request(request, state)).await;
+        body.map(Self).map_err(|_| {
+            let detail = format!("the body did not arrive within {} s", limit.as_secs());
+            Problem::new(StatusCode::REQUEST_TIMEOUT, "body-too-slow", detail)
+        })
+    }
+}
 
 /// An error as `application/problem+json`. The `detail` is for the client: it says what to do instead.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -310,6 +337,17 @@ mod tests {
         assert!(!check("127.0.0.1:8080", Some("https://evil.example")));
         assert!(!check("127.0.0.1:8080", Some("http://localhost.evil.example")));
         assert!(!check("127.0.0.1:8080", Some("null")));
+    }
+
+    #[tokio::test]
+    async fn a_body_that_never_arrives_is_waited_for_so_long() {
+        let never = futures::stream::pending::<Result<Bytes, std::convert::Infallible>>();
+        let request = Request::new(axum::body::Body::from_stream(never));
+        let waited = TimelyBody::within(Duration::from_millis(1), request, &()).await;
+        assert_eq!(waited.err().map(|problem| problem.status), Some(408));
+        let request = Request::new(axum::body::Body::from("here"));
+        let body = TimelyBody::from_request(request, &()).await.unwrap().0.unwrap();
+        assert_eq!(body, "here");
     }
 
     #[test]

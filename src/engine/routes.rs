@@ -16,7 +16,7 @@ use serde_json::json;
 use super::edit::{ChangeError, MAX_TEXT_BYTES, Verdict};
 use super::worker::QueryReport;
 use super::{Engine, Seat};
-use crate::http::{Origins, Problem};
+use crate::http::{Origins, Problem, TimelyBody};
 use crate::log::LogError;
 
 /// Ends when everything that is committed now can be read at `/v1/results`, so that `counted` never runs ahead of it.
@@ -87,7 +87,7 @@ struct Text {
 async fn check(
     State(served): State<Served>,
     headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    TimelyBody(body): TimelyBody,
 ) -> Result<Json<Verdict>, Problem> {
     served.origins.check(&headers)?;
     let Text { name, text } = from_json(&taken(body)?)?;
@@ -109,7 +109,7 @@ async fn put(
     Path(name): Path<String>,
     parameters: Result<Parameters<PutParameters>, QueryRejection>,
     headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    TimelyBody(body): TimelyBody,
 ) -> Result<Response, Problem> {
     served.origins.check(&headers)?;
     let bad = |_: QueryRejection| {

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::body::Bytes;
-use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{DefaultBodyLimit, Path, Query, RawQuery, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -13,7 +12,7 @@ use serde_json::json;
 
 use super::register::{Refusal, TakenIn};
 use super::{Front, Mode};
-use crate::http::{Problem, shown_anywhere};
+use crate::http::{Problem, TimelyBody, shown_anywhere};
 use crate::log::LogError;
 use crate::publish::members::{MemberState, Topology};
 use crate::publish::placement::Refused;
@@ -61,7 +60,7 @@ pub fn publish_router(front: Arc<Front>) -> Router {
 async fn register(
     State(front): State<Arc<Front>>,
     headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    TimelyBody(body): TimelyBody,
 ) -> Result<Response, Problem> {
     front.origins.check(&headers)?;
     let body = body.map_err(|rejection| {
