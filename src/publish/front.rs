@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use serde::Serialize;
 
+use self::register::Lookups;
 use super::members::{MemberState, Members};
 use super::placement::{Placement, Refused};
 use super::registrations::View;
@@ -24,6 +25,7 @@ pub struct Front {
     max_registered: usize,
     origins: Origins,
     placement: Mutex<Placement>,
+    lookups: Lookups,
     /// Held by whoever changes the registrations.
     registering: tokio::sync::Mutex<()>,
 }
@@ -57,6 +59,7 @@ impl Front {
             max_registered: settings.max_registered,
             origins,
             placement,
+            lookups: Lookups::default(),
             registering: tokio::sync::Mutex::default(),
         })
     }

@@ -1,10 +1,12 @@
 //! Taking clients in that have an HTTP endpoint of their own: what they may ask for, where they may be, who serves them.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::net::lookup_host;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::Front;
@@ -15,14 +17,17 @@ use crate::publish::protocol::LiveRequest;
 use crate::publish::registrations::{
     Place, Registration, View, acknowledged_record, place_record, record_of, removal,
 };
+use crate::shutdown::Tasks;
 use crate::sync::lock;
 
 /// The longest id of a client, in bytes.
 const MAX_ID_BYTES: usize = 128;
 /// The longest name of a host, in bytes (RFC 1035).
 const MAX_HOST_BYTES: usize = 253;
-/// How long looking a name up may take.
+/// How long a request waits for a name to be looked up.
 const LOOKUP: Duration = Duration::from_secs(3);
+/// Names that are looked up at a time. Each holds a thread until the system gives up, however long the request waited.
+const MAX_LOOKUPS: usize = 16;
 
 /// What a registration looks like, for who sent none.
 const EXAMPLE: &str = r#"write {"client_id": "board-1", "host": "127.0.0.1", "port": 9000}, and "table" or "room" to get only one"#;
@@ -36,6 +41,8 @@ pub(super) enum Refusal {
     Outside(String),
     /// As many are registered as may be.
     Full(usize),
+    /// As many names are being looked up as may be.
+    LooksUp,
     /// Nobody can serve it now.
     NotPlaced(Refused),
     /// This front does not know yet who is registered.
@@ -146,10 +153,18 @@ impl Front {
                 "the host '{host}' has no address ({why}); write a name that this server can look up, or an address"
             ))
         };
-        let found = match timeout(LOOKUP, lookup_host((host, port))).await {
-            Err(_) => return Err(unknown("nobody answered in time")),
-            Ok(Err(error)) => return Err(unknown(&error.to_string())),
-            Ok(Ok(found)) => found.map(|address| address.ip()),
+        let found = match host.parse::<IpAddr>() {
+            Ok(address) => vec![address],
+            Err(_) => {
+                let asked = (host.to_owned(), port);
+                let looking = async move { lookup_host(asked).await.map(Vec::from_iter) };
+                let found = match self.lookups.look_up(LOOKUP, looking).await {
+                    LookedUp::TooMany => return Err(Refusal::LooksUp),
+                    LookedUp::TooSlow => return Err(unknown("nobody answered in time")),
+                    LookedUp::Done(found) => found.map_err(|error| unknown(&error.to_string()))?,
+                };
+                found.into_iter().map(|address| address.ip()).collect()
+            }
         };
         self.register_allow.choose(found).ok_or_else(|| {
             Refusal::Outside(format!(
@@ -157,6 +172,49 @@ impl Front {
                 self.register_allow
             ))
         })
+    }
+}
+
+/// Names being looked up, of all requests together.
+#[derive(Debug)]
+pub(super) struct Lookups {
+    free: Arc<Semaphore>,
+    tasks: Tasks,
+}
+
+/// What became of looking a name up.
+#[derive(Debug, PartialEq)]
+enum LookedUp<T> {
+    /// Too many others are at it.
+    TooMany,
+    /// It goes on, and nobody waits for it.
+    TooSlow,
+    Done(T),
+}
+
+impl Default for Lookups {
+    fn default() -> Self {
+        Self { free: Arc::new(Semaphore::new(MAX_LOOKUPS)), tasks: Tasks::new() }
+    }
+}
+
+impl Lookups {
+    /// Waits for `looking` at most so long; it counts until it ends by itself.
+    async fn look_up<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        looking: impl Future<Output = T> + Send + 'static,
+    ) -> LookedUp<T> {
+        let Ok(place) = Arc::clone(&self.free).try_acquire_owned() else { return LookedUp::TooMany };
+        let looking = self.tasks.spawn(async move {
+            let found = looking.await;
+            drop(place);
+            found
+        });
+        match timeout(limit, looking).await {
+            Ok(Ok(found)) => LookedUp::Done(found),
+            Ok(Err(_)) | Err(_) => LookedUp::TooSlow,
+        }
     }
 }
 
@@ -208,6 +266,25 @@ mod tests {
             (full.host.as_str(), full.table.as_deref(), full.room.as_deref()),
             ("::1", Some("t"), Some("r"))
         );
+    }
+
+    #[tokio::test]
+    async fn names_that_nobody_answers_for_hold_no_more_places_than_there_are() {
+        let lookups = Lookups::default();
+        let (answer, _) = tokio::sync::watch::channel(());
+        let look_up = async |limit| {
+            let mut answered = answer.subscribe();
+            lookups.look_up(limit, async move { answered.changed().await.is_ok() }).await
+        };
+        for _ in 0..MAX_LOOKUPS {
+            assert_eq!(look_up(Duration::ZERO).await, LookedUp::TooSlow);
+        }
+        assert_eq!(look_up(LOOKUP).await, LookedUp::TooMany);
+        answer.send_replace(());
+        while lookups.free.available_permits() < MAX_LOOKUPS {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(lookups.look_up(LOOKUP, async {}).await, LookedUp::Done(()));
     }
 
     #[test]

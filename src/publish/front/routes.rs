@@ -97,6 +97,11 @@ fn not_registered(refusal: Refusal) -> Problem {
             let detail = format!("{most} clients are registered, as many as [publish] max_registered allows");
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too-many-registered", detail).retry_after(60)
         }
+        Refusal::LooksUp => {
+            let detail =
+                "as many names are being looked up as may be; try again, or write the host's address";
+            later("too-many-lookups", detail.to_owned())
+        }
         Refusal::NotPlaced(nobody) => refused(nobody),
         Refusal::NotReady(detail) => later("not-ready", detail),
         Refusal::Log(LogError::Refused(reason)) => Problem::new(StatusCode::BAD_REQUEST, "refused", reason),
