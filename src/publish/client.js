@@ -194,6 +194,11 @@ function parts(id) {
   return found ? [BigInt(found[1]), BigInt(found[2])] : [-1n, -1n];
 }
 
+/** Rows in one request. */
+const MOST_ROWS = 300;
+/** How long a body may be that outlives the page: with 3 bytes a character not 16 KiB of the browser's 64. */
+const KEEPALIVE_CHARACTERS = 5_000;
+
 /**
  * Sends reactions: at once on the screen, gathered for the network, again when the network fails.
  */
@@ -209,6 +214,8 @@ export class Sender {
    * @param {(emoji: string) => void} [options.onEcho] called at once for each reaction
    * @param {(accepted: number) => void} [options.onAccepted] rows that are in the log
    * @param {(error: {status: number, detail: string, rows: number}) => void} [options.onRefused] rows that never will be
+   * @param {(error: {detail: string, waiting: number, leftOut: number}) => void} [options.onError] the server was not
+   *   reached, or may not be from this page ([http] origins); the reactions wait and are sent again
    */
   constructor(options = {}) {
     this.options = { table: 'reactions', everyMs: 250, most: 1000, ...options };
@@ -230,10 +237,7 @@ export class Sender {
     this.options.onEcho?.(emoji);
     const room = this.options.room === undefined ? {} : { room: this.options.room };
     this.waiting.push({ user_id: this.user, emoji_type: emoji, ...room, ...columns });
-    if (this.waiting.length > this.options.most) {
-      this.leftOut += this.waiting.length - this.options.most;
-      this.waiting.splice(0, this.waiting.length - this.options.most);
-    }
+    this.trim();
     this.timer ??= setTimeout(() => this.flush(), this.options.everyMs);
   }
 
@@ -241,25 +245,31 @@ export class Sender {
   async flush() {
     clearTimeout(this.timer);
     this.timer = undefined;
-    const rows = this.waiting.splice(0, this.waiting.length);
+    const rows = this.waiting.splice(0, MOST_ROWS);
     if (rows.length === 0) return;
+    if (this.waiting.length > 0) this.timer = setTimeout(() => this.flush(), this.options.everyMs);
+    const body = JSON.stringify(rows);
     let answer;
     try {
       answer = await fetch(`${this.base}/v1/tables/${encodeURIComponent(this.options.table)}`, {
         method: 'POST',
         headers: { 'content-type': 'application/json' },
-        body: JSON.stringify(rows),
-        keepalive: true,
+        body,
+        // So that the last reactions outlive the page. Browsers refuse more than 64 KiB of that at a time.
+        keepalive: body.length < KEEPALIVE_CHARACTERS,
       });
-    } catch {
-      return this.later(rows);
+    } catch (error) {
+      this.later(rows);
+      const { waiting, leftOut } = this;
+      this.options.onError?.({ detail: String(error?.message ?? error), waiting: waiting.length, leftOut });
+      return;
     }
     const said = await answer.json().catch(() => ({}));
     if (answer.ok) {
       this.attempts = 0;
       this.options.onAccepted?.(said.accepted);
     } else if ((answer.status === 503 && said.outcome !== 'unknown') || answer.status === 429) {
-      this.later(rows, Number(answer.headers.get('retry-after')) * 1000);
+      this.later(rows, retryAfter(answer));
     } else {
       // Refused, or perhaps in the log already: sent again it might count twice.
       this.options.onRefused?.({ status: answer.status, detail: said.detail ?? '', rows: rows.length });
@@ -269,8 +279,18 @@ export class Sender {
   /** @private */
   later(rows, wait = 0) {
     this.waiting.unshift(...rows);
-    const longest = Math.min(30_000, Math.max(wait, 500 * 2 ** this.attempts));
+    this.trim();
+    // What was to follow waits as well.
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.flush(), pause(this.attempts, wait));
     this.attempts += 1;
-    this.timer ??= setTimeout(() => this.flush(), longest / 2 + (Math.random() * longest) / 2);
+  }
+
+  /** Leaves the oldest out when too many wait. @private */
+  trim() {
+    const tooMany = this.waiting.length - this.options.most;
+    if (tooMany <= 0) return;
+    this.leftOut += tooMany;
+    this.waiting.splice(0, tooMany);
   }
 }

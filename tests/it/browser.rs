@@ -135,3 +135,80 @@ async fn a_page_sends_sees_every_window_and_goes_on_after_the_server_was_killed(
     let rows = closed.iter().map(|window| window.rows.len()).sum::<usize>() as u64;
     browser.poll(SEEN, |seen| seen["rows"] == rows).await;
 }
+
+/// The client file with a network and a clock that the page makes up: what goes in, and what comes out.
+const ALONE: &str = "
+    const { Live, Sender } = await import('/client.js');
+    const out = {};
+    const answers = [], calls = [], timers = [], sockets = [];
+    const answer = (status, body = {}, headers = {}) =>
+        ({ ok: status < 300, status, json: async () => body, headers: { get: (name) => headers[name] ?? null } });
+    const soon = globalThis.setTimeout.bind(globalThis);
+    const turn = () => new Promise((resolve) => soon(resolve, 5));
+    globalThis.fetch = async (url, init) => {
+        calls.push(init);
+        const next = answers.shift();
+        if (next instanceof Error) throw next;
+        return next;
+    };
+    globalThis.WebSocket = class { constructor(address) { this.address = address; sockets.push(this); } close() {} };
+    globalThis.setTimeout = (run, ms) => timers.push({ run, ms });
+    globalThis.clearTimeout = (number) => { if (number) timers[number - 1].cleared = true; };
+    const last = () => timers[timers.length - 1];
+
+    const errors = [];
+    const sender = new Sender({ url: 'http://there', onError: (error) => errors.push(error) });
+    const send = (count) => { for (let n = 0; n < count; n += 1) sender.send('😀'); };
+    send(1200);
+    answers.push(answer(202, { accepted: 300 }), new TypeError('Failed to fetch'), new TypeError('Failed to fetch'));
+    await sender.flush();
+    out.first = { rows: JSON.parse(calls[0].body).length, keepalive: calls[0].keepalive, wait: sender.waiting.length };
+    await sender.flush();
+    out.failed = { errors: errors.length, waiting: errors[0].waiting, again: last().ms >= 250 && !last().cleared };
+    send(300);
+    const flushing = sender.flush();
+    send(300);
+    await flushing;
+    out.most = sender.waiting.length;
+    sender.waiting = [];
+    send(1);
+    answers.push(answer(202));
+    await sender.flush();
+    out.small = calls[calls.length - 1].keepalive;
+
+    answers.push(answer(200, { connect: 'http://subscriber/v1/live' }), answer(503, {}, { 'retry-after': '3' }), answer(404));
+    new Live({ url: 'http://front' });
+    await turn();
+    sockets[0].onopen();
+    sockets[0].onmessage({ data: '{\"type\":\"drain\",\"retry\":7000}' });
+    sockets[0].onclose();
+    out.drain = { ms: last().ms, cleared: last().cleared ?? false };
+    last().run();
+    await turn();
+    out.waits = last().ms >= 3000 && last().ms < 5000;
+    last().run();
+    await turn();
+    out.itself = sockets[1].address.startsWith('ws://front/v1/live?');
+    return out;
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_client_file_sends_in_parts_and_waits_as_long_as_it_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = up(dir.path(), "127.0.0.1:0");
+    server.ready().await;
+    let browser = Browser::start().await;
+    browser.open(&server.url("/readyz")).await;
+    assert_eq!(
+        browser.run(ALONE).await,
+        json!({
+            "first": {"rows": 300, "keepalive": false, "wait": 700},
+            "failed": {"errors": 1, "waiting": 700, "again": true},
+            "most": 1000,
+            "small": true,
+            "drain": {"ms": 7000, "cleared": false},
+            "waits": true,
+            "itself": true,
+        })
+    );
+}
