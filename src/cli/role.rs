@@ -193,7 +193,7 @@ pub fn subscribe(args: SubscribeArgs) -> Result<(), Failure> {
         let known = Arc::clone(&ingest);
         // Who watches is served all the same.
         start.readiness.say(move || Some(format!("viewers can send nothing: {}", known.not_ready()?)));
-        Ok((publish::live_router_with(subscribers, rows::taken_by(&ingest, &origins)), never()))
+        Ok((publish::subscriber_router(subscribers, rows::taken_by(&ingest, &origins)), never()))
     })
 }
 

@@ -12,8 +12,8 @@ use super::protocol::LiveRequest;
 use super::routes::serve_on_loopback;
 use super::tests::{Bench, Events, connect, heard, until};
 use super::{
-    Front, Heart, Members, Placement, Registrations, Settings, Subscriber, live_router, publish_router,
-    sse,
+    Front, Heart, Live, Members, Placement, Registrations, Settings, Subscriber, live_router, publish_router,
+    sse, subscriber_router,
 };
 use crate::http::Origins;
 use crate::shutdown::Tasks;
@@ -194,6 +194,22 @@ async fn a_stopping_subscriber_says_so_while_its_heart_still_beats() {
     assert_eq!(region.get("/v1/live/address").await.0, 503);
     connections.stop(Duration::from_secs(5)).await;
     region.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscriber_tells_pages_of_any_origin_that_it_places_nobody() {
+    let tasks = Tasks::new();
+    let address = serve_on_loopback(subscriber_router(Vec::new(), Live::default()), &tasks).await;
+    let answer = reqwest::get(format!("http://{address}/v1/live/address?room=main")).await.unwrap();
+    assert_eq!((answer.status().as_u16(), &answer.headers()["access-control-allow-origin"]), (404, &any()));
+    let answer = reqwest::get(format!("http://{address}/v1/live")).await.unwrap();
+    assert_eq!((answer.status().as_u16(), &answer.headers()["access-control-allow-origin"]), (503, &any()));
+    assert_eq!(answer.headers()["access-control-expose-headers"], "retry-after");
+    tasks.stop(Duration::from_secs(5)).await;
+}
+
+fn any() -> reqwest::header::HeaderValue {
+    reqwest::header::HeaderValue::from_static("*")
 }
 
 #[tokio::test(flavor = "multi_thread")]

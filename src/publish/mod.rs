@@ -77,7 +77,7 @@ pub use live::{Live, Patience};
 pub use members::{Heart, Members};
 pub use publisher::Publisher;
 pub use registrations::Registrations;
-pub use routes::{live_router, live_router_with};
+pub use routes::{live_router, live_router_with, subscriber_router};
 pub use subscriber::Subscriber;
 pub use tier::Tier;
 

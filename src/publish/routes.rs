@@ -29,6 +29,16 @@ pub fn live_router_with(subscribers: Vec<Arc<Subscriber>>, live: Live) -> Router
     Router::new().route("/v1/live", get(live_windows)).with_state(stage).layer(shown_anywhere())
 }
 
+/// The same of a process that places nobody: who asks where to connect is told that this is the address.
+pub fn subscriber_router(subscribers: Vec<Arc<Subscriber>>, live: Live) -> Router {
+    let no_address = || async {
+        let detail = "a subscriber places nobody; connect to /v1/live here, or ask a front for an address";
+        Problem::new(StatusCode::NOT_FOUND, "no-placement-here", detail)
+    };
+    let address = Router::new().route("/v1/live/address", get(no_address)).layer(shown_anywhere());
+    live_router_with(subscribers, live).merge(address)
+}
+
 #[derive(Clone)]
 struct Stage {
     subscribers: Arc<[Arc<Subscriber>]>,
