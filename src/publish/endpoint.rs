@@ -187,7 +187,7 @@ impl Endpoint {
                 }
             }
         }
-        self.acknowledge(Some(self.number));
+        self.acknowledge(self.number);
         self.outbox.urgent.notify_one();
         self.since
     }
@@ -196,8 +196,10 @@ impl Endpoint {
         self.order.borrow_and_update().clone()
     }
 
-    /// Says what the client has; `ended`: the number of the place that is served no longer.
-    fn acknowledge(&self, ended: Option<u64>) {
+    /// Says what the client has; `ended`: the number of the place that is served no longer. While this one is served that is
+    /// the one before: who serves this one after a crash waits for nobody.
+    fn acknowledge(&self, ended: u64) {
+        let ended = Some(ended);
         let id = match self.since {
             Since::Now => return,
             Since::Start => None,
@@ -214,7 +216,7 @@ impl Endpoint {
         let (mut seat, since) = self.subscriber.join_registered(filter(registration), self.since);
         self.since = since;
         // Written at once: whatever happens from now on, it goes on from here.
-        self.acknowledge(None);
+        self.acknowledge(self.number.saturating_sub(1));
         self.outbox.urgent.notify_one();
         loop {
             let deliveries = tokio::select! {
@@ -235,7 +237,7 @@ impl Endpoint {
                 seat.written([delivery]);
                 if let Delivery::Window { message, .. } = delivery {
                     self.since = Since::After(message.id);
-                    self.acknowledge(None);
+                    self.acknowledge(self.number.saturating_sub(1));
                 }
             }
         }

@@ -148,7 +148,6 @@ impl Endpoints {
             members: self.members.clone(),
             limit: self.poster.timeout + HANDOVER,
             place: order.place,
-            order: endpoint.order.clone(),
             stop,
         };
         let task = self.tasks.spawn(async move {
@@ -188,9 +187,10 @@ impl Endpoints {
         let mut records = Vec::new();
         for (id, acknowledged) in &said.acknowledged {
             // A client that is gone, or that somebody else serves by now, is not this subscriber's to write about.
-            let Some(place) = view.client(id).and_then(|client| client.place) else { continue };
+            let Some(client) = view.client(id) else { continue };
+            let Some(place) = client.place else { continue };
             let is_here = (place.cluster.as_str(), place.subscriber.as_str()) == self.subscriber.key();
-            if is_here || acknowledged.ended == Some(place.number - 1) {
+            if is_here || is_awaited(client.acknowledged, acknowledged, place) {
                 records.push(acknowledged_record(id, Some(acknowledged)));
             }
         }
@@ -222,21 +222,25 @@ fn since(acknowledged: Option<Acknowledged>) -> Since {
     acknowledged.map_or(Since::Now, |acknowledged| acknowledged.id.map_or(Since::Start, Since::After))
 }
 
-/// Waits for the subscriber that served a client before.
+/// Whether somebody may wait for that word: the end of a place, and nobody who serves a later one has spoken yet.
+fn is_awaited(known: Option<Acknowledged>, said: &Acknowledged, place: &Place) -> bool {
+    let known = known.and_then(|known| known.ended).unwrap_or(0);
+    said.ended.is_some_and(|ended| known < ended && ended < place.number)
+}
+
+/// Waits for the subscriber that served a client before; also when somebody else is to serve it by now: that one waits for
+/// this one's word, which says that both are done.
 struct Handover {
     registrations: Registrations,
     members: Members,
     place: Place,
     limit: Duration,
-    order: watch::Receiver<Option<Order>>,
     stop: CancellationToken,
 }
 
 impl Handover {
     /// Returns where the client goes on.
     async fn wait(self, id: &str) -> Since {
-        let mut order = self.order.clone();
-        let is_elsewhere = async { order.wait_for(Option::is_none).await.is_ok() };
         let is_over = async {
             while !self.is_over(id) {
                 sleep(LOOK).await;
@@ -246,7 +250,6 @@ impl Handover {
             waited = timeout(self.limit, is_over) => if waited.is_err() {
                 tracing::warn!(id, "a subscriber did not say up to where it served a client; some messages may come twice");
             },
-            _ = is_elsewhere => {}
             () = self.stop.cancelled() => {}
         }
         self.registrations.look(|view| since(view.client(id).and_then(|client| client.acknowledged)))
@@ -256,7 +259,113 @@ impl Handover {
         let Place { cluster, number, from, .. } = &self.place;
         let Some(from) = from else { return true };
         let ended = |view: &View| view.client(id)?.acknowledged?.ended;
-        let is_ended = self.registrations.look(ended) == Some(number - 1);
+        let is_ended = self.registrations.look(ended).is_some_and(|ended| ended + 1 >= *number);
         is_ended || !self.members.is_alive(cluster, from)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+    use crate::log::{Log, TOPIC_REGISTRATIONS};
+    use crate::publish::members::MemberState;
+    use crate::publish::memory_log::MemoryLog;
+    use crate::publish::registrations::{Registration, place_record, record_of};
+    use crate::publish::tests::until;
+    use crate::publish::{Heart, Settings};
+    use crate::reaction::live::LiveId;
+
+    fn place(number: u64, subscriber: &str, from: Option<&str>) -> Place {
+        let (subscriber, from) = (subscriber.to_owned(), from.map(str::to_owned));
+        Place { cluster: "a".to_owned(), subscriber, number, from }
+    }
+
+    fn said(sequence: u64, ended: u64) -> Acknowledged {
+        Acknowledged { id: Some(LiveId { epoch: 1, sequence }), ended: Some(ended) }
+    }
+
+    #[test]
+    fn the_end_of_a_place_is_said_until_a_later_one_speaks() {
+        let now = place(3, "2", Some("1"));
+        assert!(
+            is_awaited(Some(said(5, 0)), &said(6, 1), &now),
+            "the first one's, for which the second waits"
+        );
+        assert!(is_awaited(Some(said(6, 1)), &said(6, 2), &now) && is_awaited(None, &said(6, 2), &now));
+        assert!(!is_awaited(Some(said(7, 2)), &said(6, 1), &now), "the third one serves");
+        assert!(!is_awaited(Some(said(5, 1)), &said(6, 1), &now), "on the way");
+        assert!(!is_awaited(None, &said(6, 3), &now) && !is_awaited(None, &said(6, 0), &now));
+    }
+
+    /// The subscriber "1" of cluster "a", and another one, "0", that is alive and is the test itself.
+    struct House {
+        log: MemoryLog,
+        registrations: Registrations,
+        tasks: Tasks,
+    }
+
+    impl House {
+        async fn start() -> Self {
+            let (log, tasks, settings) = (MemoryLog::default(), Tasks::new(), Settings::default());
+            let shared: Arc<dyn Log> = Arc::new(log.clone());
+            let heart = Heart::start(Arc::clone(&shared), &tasks);
+            heart.add(|| MemberState {
+                subscriber: Some("0".to_owned()),
+                ..MemberState::of_cluster("a", true)
+            });
+            let members = Members::follow(Arc::clone(&shared), &tasks);
+            let registrations = Registrations::follow(Arc::clone(&shared), &tasks);
+            let subscriber = Subscriber::start(shared, "a", "1", "http://1", &settings, &heart, &tasks);
+            let is_ready = || subscriber.ready().is_ok() && registrations.ready().is_ok();
+            until(|| members.is_alive("a", "0") && is_ready()).await;
+            serve_registered(&subscriber, &registrations, &members, &Poster::new(&settings), &tasks);
+            Self { log, registrations, tasks }
+        }
+
+        async fn write(&self, records: Vec<NewRecord>) {
+            self.registrations.write(records).await.unwrap();
+        }
+
+        /// What was ever said of the client, by the number of the place that had ended.
+        fn ended(&self) -> Vec<Option<u64>> {
+            let records = self.log.records(TOPIC_REGISTRATIONS, 0).into_iter();
+            let said = records.filter(|record| record.key.as_deref() == Some(b"acknowledged/x"));
+            let ended = |value: &[u8]| serde_json::from_slice::<Acknowledged>(value).unwrap().ended;
+            said.map(|record| ended(&record.value.unwrap())).collect()
+        }
+    }
+
+    fn registration() -> NewRecord {
+        let address = IpAddr::from([127, 0, 0, 1]);
+        let asked = Registration { host: "h".to_owned(), port: 1, address, table: None, room: None, time: 0 };
+        record_of("x", &asked)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_is_to_hand_a_client_on_waits_for_the_one_before_first() {
+        let house = House::start().await;
+        house.write(vec![registration(), place_record("x", &place(1, "0", None))]).await;
+        house.write(vec![acknowledged_record("x", Some(&said(5, 0)))]).await;
+        // It is not to speak before the first one has, so there is nothing to wait for but time.
+        house.write(vec![place_record("x", &place(2, "1", Some("0")))]).await;
+        sleep(4 * LOOK).await;
+        house.write(vec![place_record("x", &place(3, "2", Some("1")))]).await;
+        sleep(4 * LOOK).await;
+        assert_eq!(house.ended(), [Some(0)]);
+        house.write(vec![acknowledged_record("x", Some(&said(6, 1)))]).await;
+        until(|| house.ended() == [Some(0), Some(1), Some(2)]).await;
+        house.tasks.stop(Duration::from_secs(5)).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_serves_a_client_says_that_nobody_before_does() {
+        let house = House::start().await;
+        house.write(vec![registration(), acknowledged_record("x", Some(&said(5, 1)))]).await;
+        house.write(vec![place_record("x", &place(2, "1", Some("0")))]).await;
+        until(|| house.ended().len() == 2).await;
+        assert_eq!(house.ended(), [Some(1), Some(1)]);
+        house.tasks.stop(Duration::from_secs(5)).await;
     }
 }
