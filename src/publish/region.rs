@@ -6,7 +6,7 @@
 //! - to the region: who is to drain, who is registered and where each is served.
 //!
 //! All of that is the latest value of a key, so that carrying one again changes nothing: it begins with what both logs
-//! hold and goes on with what comes. A header says where a carried record is from; it is not carried back there.
+//! hold, and with what the region was given and the center no longer has, and goes on with what comes. A header says where a carried record is from; it is not carried back there.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -113,14 +113,31 @@ impl Way {
         let (there, next) = tail::latest(self.from.as_ref(), self.topic).await?;
         if self.begins == Begins::WithWhatIsThere {
             let known = self.to.latest(self.topic).await?;
-            self.append(there.into_values().filter(|record| wanted(record) && is_news(record, &known)))
-                .await?;
+            let gone = self.gone(&there, &known);
+            let news = there.into_values().filter(|record| is_news(record, &known));
+            self.append(news.chain(gone).filter(wanted)).await?;
         }
         let mut reader = self.from.reader(self.topic, 0, next).await?;
         loop {
             let batch = reader.read(READ_BYTES, READ_WAIT).await?;
             self.append(batch.records.into_iter().filter(wanted)).await?;
         }
+    }
+
+    /// What the region was given and was removed at the center while nobody carried. The other way nothing is removed for
+    /// good: who is registered at the center is served.
+    fn gone(&self, there: &BTreeMap<Bytes, Record>, known: &BTreeMap<Bytes, Record>) -> Vec<Record> {
+        let is_from_center = |record: &Record| record.header(HEADER_CARRIED_FROM) == Some(CENTER);
+        let gone = known.iter().filter(|(key, record)| {
+            self.from_name == CENTER && is_from_center(record) && !there.contains_key(*key)
+        });
+        let removal = |(key, record): (&Bytes, &Record)| Record {
+            key: Some(key.clone()),
+            value: None,
+            headers: Vec::new(),
+            ..record.clone()
+        };
+        gone.map(removal).collect()
     }
 
     /// Leaves out what is from there, and, towards the center, what is from anywhere: the region has it from the center.

@@ -1,6 +1,7 @@
 //! A region on a log of its own: to a front it is like any other.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
@@ -9,6 +10,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use super::memory_log::MemoryLog;
+use super::registrations::{Registration, record_of, removal};
 use super::routes::serve_on_loopback;
 use super::tests::{Bench, Events, PATIENCE, until};
 use super::{
@@ -134,4 +136,45 @@ async fn a_region_on_a_log_of_its_own_is_placed_served_and_drained_like_any_othe
     assert_eq!(gone.status(), 204);
     until(|| far_registrations.look(|view| view.client("board").is_none())).await;
     assert!(tasks.stop(Duration::from_secs(5)).await, "everything ends in time");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_removed_while_nobody_carried_is_removed_later() {
+    let (center, region): (Arc<dyn Log>, Arc<dyn Log>) =
+        (Arc::new(MemoryLog::default()), Arc::new(MemoryLog::default()));
+    let tasks = Tasks::new();
+    let (members, far_members) =
+        (Members::follow(Arc::clone(&center), &tasks), Members::follow(Arc::clone(&region), &tasks));
+    let registrations = Registrations::follow(Arc::clone(&center), &tasks);
+    let far_registrations = Registrations::follow(Arc::clone(&region), &tasks);
+    let is_known =
+        |registrations: &Registrations, id: &str| registrations.look(|view| view.client(id).is_some());
+    let drains = Arc::new(AtomicBool::new(false));
+    let (told, following) = (Arc::clone(&drains), far_members.clone());
+    tasks.spawn(async move {
+        following.each_drain("far", "1", |drain| told.store(drain, Ordering::Relaxed)).await;
+    });
+
+    let carrying = Tasks::new();
+    region::run("far", &center, &region, &registrations, &carrying);
+    until(|| registrations.ready().is_ok() && far_registrations.ready().is_ok()).await;
+    let address = std::net::IpAddr::from([127, 0, 0, 1]);
+    let registration =
+        Registration { host: "h".to_owned(), port: 1, address, table: None, room: None, time: 0 };
+    for id in ["stays", "goes"] {
+        registrations.write(vec![record_of(id, &registration)]).await.unwrap();
+    }
+    members.set_drain("far", "1", true).await.unwrap();
+    until(|| is_known(&far_registrations, "stays") && is_known(&far_registrations, "goes")).await;
+    until(|| drains.load(Ordering::Relaxed)).await;
+    carrying.stop(Duration::from_secs(5)).await;
+
+    registrations.write(removal("goes")).await.unwrap();
+    members.set_drain("far", "1", false).await.unwrap();
+    let carrying = Tasks::new();
+    region::run("far", &center, &region, &registrations, &carrying);
+    until(|| !is_known(&far_registrations, "goes") && !drains.load(Ordering::Relaxed)).await;
+    assert!(is_known(&far_registrations, "stays"));
+    carrying.stop(Duration::from_secs(5)).await;
+    tasks.stop(Duration::from_secs(5)).await;
 }
