@@ -6,13 +6,13 @@ pub mod routes;
 use std::sync::{Arc, Mutex};
 
 use serde::Serialize;
+use tokio::time::Instant;
 
 use self::register::Lookups;
 use super::members::{MemberState, Members};
 use super::placement::{Placement, Refused};
 use super::registrations::View;
 use super::{AllowList, Placement as Mode, Registrations, Settings};
-use crate::clock;
 use crate::http::Origins;
 use crate::sync::lock;
 
@@ -25,6 +25,7 @@ pub struct Front {
     max_registered: usize,
     origins: Origins,
     placement: Mutex<Placement>,
+    started: Instant,
     lookups: Lookups,
     /// Held by whoever changes the registrations.
     registering: tokio::sync::Mutex<()>,
@@ -60,6 +61,7 @@ impl Front {
             origins,
             placement,
             lookups: Lookups::default(),
+            started: Instant::now(),
             registering: tokio::sync::Mutex::default(),
         })
     }
@@ -78,12 +80,17 @@ impl Front {
         members
     }
 
+    /// By a clock that nobody sets, so that joins neither count for ever nor all at once.
+    fn now_ms(&self) -> i64 {
+        i64::try_from(self.started.elapsed().as_millis()).unwrap_or(i64::MAX)
+    }
+
     /// The subscriber for one more client, and where to connect.
     fn place(&self, cluster: Option<&str>, query: Option<&str>) -> Result<Address, Refused> {
         let members = self.registrations.look(|view| self.alive(view));
         let mut placement = lock(&self.placement);
         let MemberState { cluster, subscriber, url, .. } =
-            placement.place(&members, cluster, clock::wall_ms())?.clone();
+            placement.place(&members, cluster, self.now_ms())?.clone();
         let url = url.unwrap_or_default();
         let separator = if query.is_some_and(|query| !query.is_empty()) { "&" } else { "" };
         let query = query.unwrap_or_default();

@@ -31,7 +31,7 @@ pub enum Refused {
 pub struct Placement {
     front: String,
     joins_per_second: usize,
-    /// When the last joins were placed, wall clock in milliseconds; at most `joins_per_second`.
+    /// When the last joins were placed, in milliseconds of a clock that never goes back; at most `joins_per_second`.
     recent_ms: VecDeque<i64>,
     by_subscriber: BTreeMap<(String, String), Sent>,
 }

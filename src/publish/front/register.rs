@@ -135,7 +135,7 @@ impl Front {
         if known.is_none() && view.clients().count() >= self.max_registered {
             return Err(Refusal::Full(self.max_registered));
         }
-        let chosen = lock(&self.placement).choose(&members, None, clock::wall_ms());
+        let chosen = lock(&self.placement).choose(&members, None, self.now_ms());
         let chosen = chosen.map_err(Refusal::NotPlaced)?;
         let place = Place {
             cluster: chosen.cluster.clone(),
