@@ -98,13 +98,20 @@ fn sub_select(parser: &mut Parser<'_>, open: &TokenWithSpan) -> Result<(), Findi
     }
 }
 
-/// A misspelt word is read as a name for what stands before it, and what follows is what sqlparser did not expect.
+/// A misspelt word is read as a name for what stands before it, and what follows is what sqlparser did not expect. So is
+/// GROUP behind a WHERE without a condition.
 fn misspelt(tokens: &[TokenWithSpan], finding: &Finding) -> Option<Finding> {
     const NO_NAME_BEHIND: [Keyword; 6] =
         [Keyword::AS, Keyword::SELECT, Keyword::DISTINCT, Keyword::BY, Keyword::AND, Keyword::OR];
     let place = tokens.iter().position(|token| token.span.start == finding.at())?;
     let [.., named, name, unexpected] = tokens.get(..=place)? else { return None };
     let Token::Word(word) = &name.token else { return None };
+    if keyword_of(unexpected) == Some(Keyword::BY)
+        && matches!(word.keyword, Keyword::GROUP | Keyword::ORDER)
+        && keyword_of(named).is_some_and(|keyword| keyword != Keyword::NoKeyword)
+    {
+        return Some(expected(name, &format!("something behind {named}")));
+    }
     let (is_named, near) = match (&unexpected.token, keyword_of(named)) {
         (Token::SingleQuotedString(_), _) => (true, nearest(&word.value, ["INTERVAL"])),
         (_, Some(keyword)) => (!NO_NAME_BEHIND.contains(&keyword), nearest(&word.value, KEYWORDS)),
@@ -128,7 +135,10 @@ pub(super) fn left_over(parser: &Parser<'_>, what: &str) -> Finding {
     let finding = expected(found, what);
     match word.keyword {
         keyword if PARTS.contains(&keyword) => finding.help(ORDER),
-        Keyword::NoKeyword if nearest(&word.value, KEYWORDS).is_none() => {
+        keyword
+            if nearest(&word.value, KEYWORDS).is_none()
+                && (keyword == Keyword::NoKeyword || matches!(next.token, Token::LParen | Token::Comma)) =>
+        {
             finding.help("a comma may be missing before it")
         }
         _ => with_nearest(finding, &word.value, KEYWORDS),
@@ -250,6 +260,18 @@ mod tests {
             (3, 3),
             "expected ')' for the '(' on line 1, found 'GROUP'",
             Some(super::ORDER),
+        );
+        check(
+            "SELECT x FROM b WHERE GROUP BY x;",
+            (1, 23),
+            "expected something behind WHERE, found 'GROUP'",
+            None,
+        );
+        check(
+            "SELECT x y count(*) FROM b;",
+            (1, 12),
+            "expected a semicolon or the end of the file, found 'count'",
+            Some("a comma may be missing before it"),
         );
         check("SELECT x FROM b GROUP x;", (1, 23), "expected BY behind GROUP, found 'x'", None);
         check(
