@@ -76,7 +76,7 @@ pub(crate) fn parse(text: &str) -> (Vec<Statement>, Vec<Finding>) {
         Ok(tokens) => tokens,
         Err(error) => return (statements, vec![finding_of(error.into())]),
     };
-    if let Some(finding) = too_deep(&tokens) {
+    if let Some(finding) = too_deep(&tokens).or_else(|| read_too_often(&tokens)) {
         return (statements, vec![finding]);
     }
     let mut parser = Parser::new(&dialect).with_tokens_with_locations(tokens);
@@ -153,6 +153,44 @@ fn too_deep(tokens: &[TokenWithSpan]) -> Option<Finding> {
             return finding
                 .map(|finding| finding.help("write IN (…), or compute parts of it in a sub-select"));
         }
+    }
+    None
+}
+
+/// Where INTERVALs stand in INTERVALs' brackets, or CASEs in CASEs, so deep that the parser has no time for it: where what is
+/// within one of them does not parse, it is read again, so that time doubles with each.
+fn read_too_often(tokens: &[TokenWithSpan]) -> Option<Finding> {
+    const INTERVALS: usize = 8;
+    const CASES: usize = 12;
+    const NO_VALUE: [Keyword; 7] =
+        [Keyword::CASE, Keyword::WHEN, Keyword::THEN, Keyword::ELSE, Keyword::AND, Keyword::OR, Keyword::NOT];
+    let mut cases = 0_usize;
+    // By open bracket: whether an INTERVAL stands before it in the same item.
+    let mut intervals = vec![false];
+    let mut is_behind_value = false;
+    for token in tokens.iter().filter(|token| !matches!(token.token, Token::Whitespace(_))) {
+        let keyword = keyword_of(token);
+        match (&token.token, keyword) {
+            (Token::LParen, _) => intervals.push(false),
+            (Token::RParen, _) if intervals.len() > 1 => drop(intervals.pop()),
+            (Token::SemiColon, _) => (cases, intervals) = (0, vec![false]),
+            (Token::Comma, _) | (_, Some(Keyword::FROM | Keyword::INTERVAL)) => {
+                let is_interval = keyword == Some(Keyword::INTERVAL);
+                intervals.iter_mut().rev().take(1).for_each(|interval| *interval = is_interval);
+            }
+            (_, Some(Keyword::CASE)) => cases += 1,
+            // Elsewhere it is a name: `window.end`.
+            (_, Some(Keyword::END)) if is_behind_value => cases = cases.saturating_sub(1),
+            _ => {}
+        }
+        let deep = intervals.iter().filter(|interval| **interval).count();
+        if cases > CASES || deep > INTERVALS {
+            return Some(Finding::error(token.span, "the statement is nested too deeply"));
+        }
+        is_behind_value = match keyword {
+            Some(keyword) => !NO_VALUE.contains(&keyword),
+            None => matches!(token.token, Token::RParen | Token::Number(..) | Token::SingleQuotedString(_)),
+        };
     }
     None
 }

@@ -303,4 +303,19 @@ mod tests {
             Some("a comma may be missing before it"),
         );
     }
+
+    #[test]
+    fn what_would_be_read_again_and_again_is_refused_at_once() {
+        for nested in ["CASE WHEN x.end THEN ", "tumble(INTERVAL "] {
+            let text = format!("SELECT {} 1 FROM b", nested.repeat(40));
+            let (_, found) = parse(&text);
+            let file = SqlFile { name: "a.sql".to_owned(), text };
+            let said = found[0].clone().within(&file).message;
+            assert_eq!(said, "the statement is nested too deeply", "{nested}");
+        }
+        let cases = format!("SELECT {} 1 FROM b", "CASE WHEN x.end THEN 1 END + ".repeat(40));
+        assert_eq!(parse(&cases).1, []);
+        let nested = format!("SELECT {}1{} FROM b", "CASE WHEN x THEN ".repeat(10), " END".repeat(10));
+        assert_eq!(parse(&nested).1, []);
+    }
 }
