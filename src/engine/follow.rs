@@ -146,7 +146,7 @@ mod tests {
         const COUNTS: &str = include_str!("../../sql/emoji_counts.sql");
         let planned = |files: [(&str, &str); 2]| {
             let files = files.map(|(name, text)| (name.to_owned(), text.to_owned())).into();
-            Planned::of(Path::new("sql"), &[], &files).unwrap()
+            Planned::of(Path::new("sql"), &[], 5000, &files).unwrap()
         };
         let check = |before: &Planned, now: &Planned, expected: [Option<&str>; 3]| {
             assert_eq!(differences(before, now).each_ref().map(Option::as_deref), expected);

@@ -6,22 +6,19 @@
 //!
 //! To go on after a crash, a partition is read again from `resume`: the first record of any window that is not yet
 //! told. What was told already and has records beyond `resume` is remembered with the checkpoint ([`Told`]), so that
-//! reading those records again tells nothing twice. Those names are bounded in bytes, because a checkpoint is one record;
-//! when they are too many, windows are told in sweeps that need no names ([`Sweep`]).
+//! reading those records again tells nothing twice. Those names are bounded in bytes, because a checkpoint is one record:
+//! when they are too many, all windows that nothing incomplete holds back are told at once, and `resume` passes them.
 //!
 //! Pure: times and records are arguments.
 
-mod sweep;
 #[cfg(test)]
-mod sweep_tests;
+mod many_tests;
 
-use std::collections::BTreeMap;
-use std::ops::Bound;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::sweep::Sweep;
 use crate::log::result_row::ResultRow;
 
 /// How long after its first row an incomplete window may lack rows, although every partition was read to its end.
@@ -29,7 +26,7 @@ pub const GIVE_UP_AFTER_MS: i64 = 30_000;
 /// Windows told before `resume` that are remembered all the same (in memory only): a partition that lags behind
 /// may still bring their early results.
 const REMEMBERED: usize = 10_000;
-/// Bytes of JSON that name windows told beyond `resume` in a checkpoint. From then on windows are told in sweeps.
+/// Bytes of JSON that name windows told beyond `resume` in a checkpoint; about, and then no more are named.
 const TOLD_BYTES: usize = 256 << 10;
 
 /// Which window of which room. Ordered as windows are told: by end, table, room.
@@ -54,10 +51,7 @@ pub struct Whole {
     pub revision: u64,
     /// JSON objects, in the order of their partitions and offsets.
     pub rows: Vec<Box<str>>,
-    /// Of all its records.
     offsets: Offsets,
-    /// The last offset of these rows, by partition.
-    last: BTreeMap<u32, i64>,
 }
 
 /// A window that was told: enough to recognise its records when they are read again.
@@ -133,14 +127,9 @@ pub struct Gather {
     /// Bytes of what a checkpoint says of those beyond, about, and how many they may be.
     told_bytes: usize,
     most_told_bytes: usize,
-    /// By table.
-    sweeps: Sweeps,
     next: Positions,
     bytes: usize,
 }
-
-/// The sweeps under way, by table.
-pub type Sweeps = BTreeMap<Arc<str>, Sweep>;
 
 impl Default for Gather {
     fn default() -> Self {
@@ -151,7 +140,6 @@ impl Default for Gather {
             told_before: BTreeMap::new(),
             told_bytes: 0,
             most_told_bytes: TOLD_BYTES,
-            sweeps: Sweeps::new(),
             next: Positions::new(),
             bytes: 0,
         }
@@ -159,11 +147,11 @@ impl Default for Gather {
 }
 
 impl Gather {
-    /// Goes on after a crash: `told` is what the checkpoint names, `sweeps` what was told without names.
-    pub fn restore(told: Vec<Told>, sweeps: Sweeps) -> Self {
+    /// Goes on after a crash: `told` is what the checkpoint names.
+    pub fn restore(told: Vec<Told>) -> Self {
         let told_bytes = told.iter().map(Told::bytes).sum();
         let told_beyond = told.into_iter().map(|told| (told.key.clone(), told)).collect();
-        Self { told_beyond, told_bytes, sweeps, ..Self::default() }
+        Self { told_beyond, told_bytes, ..Self::default() }
     }
 
     /// Takes one row, read from that partition at that offset.
@@ -201,67 +189,74 @@ impl Gather {
         self.next.insert((Arc::clone(table), partition), next);
     }
 
-    /// That partition, one of so many, has no more records now.
-    pub fn ends(&mut self, table: &str, partition: u32, partitions: usize) {
-        let next = self.next.iter().find(|((name, number), _)| **name == *table && *number == partition);
-        if let (Some(sweep), Some((_, &next))) = (self.sweeps.get(table), next)
-            && sweep.is_of_another_log(partition, next, partitions)
-        {
-            self.forget_sweep(table);
-        }
-    }
-
-    /// What was told in a sweep is not known any more: the table's records are others now.
-    pub fn forget_sweep(&mut self, table: &str) {
-        self.sweeps.remove(table);
-    }
-
     /// Takes whole windows to tell, in their order: at most `messages`, and about `bytes` of rows. They count as
-    /// told; when the telling fails with an unknown outcome, everything starts anew from the checkpoint. None are taken
-    /// while incomplete ones hold `resume` back and a checkpoint has no room for the names of more.
+    /// told; when the telling fails with an unknown outcome, everything starts anew from the checkpoint.
+    ///
+    /// When a checkpoint has no room for the names of more, it takes all at once that nothing incomplete holds back, however
+    /// many they are (as many rows as are gathered): behind them `resume` needs no names. Others wait.
     pub fn take(&mut self, messages: usize, bytes: usize) -> Vec<(WindowKey, Whole)> {
-        self.end_sweeps();
-        let mut taken = self.take_some(messages, bytes);
-        if taken.is_empty() && !self.ready.is_empty() {
-            self.begin_sweeps();
-            taken = self.take_some(messages, bytes);
-        }
-        self.end_sweeps();
-        taken
-    }
-
-    fn take_some(&mut self, messages: usize, bytes: usize) -> Vec<(WindowKey, Whole)> {
-        let mut taken: Vec<(WindowKey, Whole)> = Vec::new();
-        let mut taken_bytes = 0;
-        while taken.len() < messages && taken_bytes < bytes {
-            let from = taken.last().map_or(Bound::Unbounded, |(key, _)| Bound::Excluded(key));
-            let mut waiting = self.ready.range((from, Bound::Unbounded));
-            let Some((key, _)) = waiting.find(|(key, whole)| self.may_tell(key, whole)) else { break };
-            let key = key.clone();
-            let Some(whole) = self.ready.remove(&key) else { break };
-            taken_bytes += size(&whole.rows);
-            self.remember(&key, &whole);
-            taken.push((key, whole));
+        let is_full = self.told_bytes >= self.most_told_bytes;
+        let keys: Vec<WindowKey> = if is_full {
+            let tables: BTreeSet<Arc<str>> = self.ready.keys().map(|key| Arc::clone(&key.table)).collect();
+            let mut keys: Vec<_> = tables.iter().flat_map(|table| self.before_cut(table)).collect();
+            keys.sort();
+            keys
+        } else {
+            self.ready.keys().take(messages).cloned().collect()
+        };
+        let (mut taken, mut taken_bytes) = (Vec::with_capacity(keys.len()), 0);
+        for key in keys {
+            if !is_full && (taken_bytes >= bytes || self.told_bytes >= self.most_told_bytes) {
+                break;
+            }
+            if let Some(whole) = self.ready.remove(&key) {
+                taken_bytes += size(&whole.rows);
+                self.remember(&key, &whole);
+                taken.push((key, whole));
+            }
         }
         self.bytes -= taken_bytes;
         taken
     }
 
-    /// Of a table with a sweep, those that it holds come first, once everything that it holds is read again.
-    fn may_tell(&self, key: &WindowKey, whole: &Whole) -> bool {
-        match self.sweeps.get(&key.table) {
-            Some(sweep) if !sweep.is_over() => sweep.holds(&whole.last) && self.is_read(&key.table, sweep),
-            _ => self.told_bytes < self.most_told_bytes,
+    /// The whole windows of a table that lie before the highest cut (an offset of each partition) which no window lies across
+    /// and which nothing incomplete lies before.
+    fn before_cut(&self, table: &Arc<str>) -> Vec<WindowKey> {
+        let of_table = self.next.iter().filter(|((name, _), _)| name == table);
+        let mut cut: BTreeMap<u32, i64> = of_table.map(|((_, number), &next)| (*number, next)).collect();
+        for (_, waiting) in self.waiting.iter().filter(|(key, _)| key.table == *table) {
+            lower(&mut cut, &waiting.offsets);
+        }
+        let mut before: Vec<_> = self.ready.iter().filter(|(key, _)| key.table == *table).collect();
+        loop {
+            let known = before.len();
+            before.retain(|(_, Whole { offsets, .. })| {
+                let reaches = |(partition, (_, last)): (&u32, &(i64, i64))| {
+                    cut.get(partition).is_none_or(|cut| last >= cut)
+                };
+                let is_across = offsets.0.iter().any(reaches);
+                if is_across {
+                    // It goes to the far side, and perhaps takes others with it.
+                    lower(&mut cut, offsets);
+                }
+                !is_across
+            });
+            if before.len() == known {
+                return before.into_iter().map(|(key, _)| key.clone()).collect();
+            }
         }
     }
 
     /// From where each partition must be read again, and what was told beyond that. A partition that is not named
     /// was not read since the start, and stays where it was.
-    pub fn checkpoint(&mut self) -> (Positions, Vec<Told>, Sweeps) {
-        let mut resume = self.untold();
-        for (table, sweep) in &self.sweeps {
-            for (partition, from) in sweep.from() {
-                resume.insert((Arc::clone(table), partition), from);
+    pub fn checkpoint(&mut self) -> (Positions, Vec<Told>) {
+        let mut resume = self.next.clone();
+        let untold = self.waiting.iter().map(|(key, waiting)| (key, &waiting.offsets));
+        let untold = untold.chain(self.ready.iter().map(|(key, whole)| (key, &whole.offsets)));
+        for (key, offsets) in untold {
+            for (&partition, &(first, _)) in &offsets.0 {
+                let position = resume.entry((Arc::clone(&key.table), partition)).or_insert(first);
+                *position = first.min(*position);
             }
         }
         let is_beyond = |told: &Told| {
@@ -278,21 +273,7 @@ impl Gather {
             self.told_before.pop_first();
         }
         self.told_bytes = self.told_beyond.values().map(Told::bytes).sum();
-        (resume, self.told_beyond.values().cloned().collect(), self.sweeps.clone())
-    }
-
-    /// Every record of a window that is not told lies at or after this.
-    fn untold(&self) -> Positions {
-        let mut first_of = self.next.clone();
-        let untold = self.waiting.iter().map(|(key, waiting)| (key, &waiting.offsets));
-        let untold = untold.chain(self.ready.iter().map(|(key, whole)| (key, &whole.offsets)));
-        for (key, offsets) in untold {
-            for (&partition, &(first, _)) in &offsets.0 {
-                let position = first_of.entry((Arc::clone(&key.table), partition)).or_insert(first);
-                *position = first.min(*position);
-            }
-        }
-        first_of
+        (resume, self.told_beyond.values().cloned().collect())
     }
 
     /// Removes the incomplete windows that can no longer become whole: `complete_until` says up to which wall-clock
@@ -345,15 +326,8 @@ impl Gather {
             self.bytes -= size(&earlier.rows);
             offsets.add_all(&earlier.offsets);
         }
-        let last = part.last();
         let rows = part.rows.into_values().collect();
-        let whole = Whole { is_final, revision, rows, offsets, last };
-        if self.sweeps.get(&key.table).is_some_and(|sweep| sweep.has_told(&key, &whole.last)) {
-            self.bytes -= size(&whole.rows);
-            self.remember(&key, &whole);
-        } else {
-            self.ready.insert(key.clone(), whole);
-        }
+        self.ready.insert(key.clone(), Whole { is_final, revision, rows, offsets });
         if is_final {
             self.bytes -= later.values().map(Part::bytes).sum::<usize>();
         } else if !later.is_empty() {
@@ -362,25 +336,14 @@ impl Gather {
     }
 
     fn remember(&mut self, key: &WindowKey, whole: &Whole) {
-        let named = self.told_beyond.remove(key);
-        let is_named = named.is_some();
-        let before = named.or_else(|| self.told_before.remove(key));
+        let before = self.told_beyond.remove(key).or_else(|| self.told_before.remove(key));
         let mut last = before.map(|told| told.last).unwrap_or_default();
         for (&partition, &(_, offset)) in &whole.offsets.0 {
             let known = last.entry(partition).or_insert(offset);
             *known = offset.max(*known);
         }
         let told = Told { key: key.clone(), is_final: whole.is_final, revision: whole.revision, last };
-        let swept = self.sweeps.get_mut(&key.table).filter(|sweep| sweep.holds(&whole.last));
-        if let Some(sweep) = swept {
-            sweep.tell(key);
-            if !is_named {
-                self.told_before.insert(key.clone(), told);
-                return;
-            }
-        } else if !is_named {
-            self.told_bytes += told.bytes();
-        }
+        self.told_bytes += told.bytes();
         self.told_beyond.insert(key.clone(), told);
     }
 }
@@ -393,13 +356,17 @@ impl Told {
 }
 
 impl Part {
-    /// The last offset of its rows, by partition.
-    fn last(&self) -> BTreeMap<u32, i64> {
-        self.rows.keys().map(|&(partition, offset, _)| (partition, offset)).collect()
-    }
-
     fn bytes(&self) -> usize {
         self.rows.values().map(|row| row.len()).sum()
+    }
+}
+
+/// Lowers a cut until a window with these offsets has nothing before it.
+fn lower(cut: &mut BTreeMap<u32, i64>, offsets: &Offsets) {
+    for (partition, &(first, _)) in &offsets.0 {
+        if let Some(cut) = cut.get_mut(partition) {
+            *cut = first.min(*cut);
+        }
     }
 }
 
@@ -435,7 +402,7 @@ mod tests {
 
     impl Bench {
         fn new(told: Vec<Told>) -> Self {
-            Self { gather: Gather::restore(told, Sweeps::new()), table: "t".into() }
+            Self { gather: Gather::restore(told), table: "t".into() }
         }
 
         fn add(&mut self, partition: u32, offset: i64, row: ResultRow) {
@@ -550,7 +517,7 @@ mod tests {
                         let told = bench.told();
                         if !told.is_empty() {
                             all.extend(told);
-                            let (resume, told, _) = bench.gather.checkpoint();
+                            let (resume, told) = bench.gather.checkpoint();
                             committed.0.extend(resume);
                             committed.1 = told;
                         }

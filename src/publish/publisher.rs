@@ -195,9 +195,6 @@ impl Publisher {
             }
         }
         sequencer.gather.advance(&feed.name, feed.partition, batch.next);
-        if batch.complete_until_ms.is_some() {
-            sequencer.gather.ends(&feed.name, feed.partition, feed.partitions);
-        }
         ends.note(&feed, newest_window, batch.complete_until_ms);
         feed
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::gather::{Gather, Sweeps, Told, Whole, WindowKey};
+use super::gather::{Gather, Told, Whole, WindowKey};
 use crate::log::result_row::quoted;
 use crate::log::{NewRecord, TOPIC_CHECKPOINTS, TOPIC_LIVE, Transaction};
 use crate::reaction::live::LiveId;
@@ -37,9 +37,6 @@ pub struct Checkpoint {
     pub tables: BTreeMap<String, TablePosition>,
     /// Windows told whose records lie beyond those positions.
     pub told: Vec<Told>,
-    /// The same where they are too many to be named.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub sweeps: Sweeps,
 }
 
 /// Where to read one sink's topic on, so that every window not told can be rebuilt.
@@ -80,8 +77,8 @@ impl Sequencer {
 
     /// Goes on where the last commit stood.
     pub fn restore(checkpoint: Checkpoint) -> Self {
-        let Checkpoint { epoch, next_sequence, tables, told, sweeps } = checkpoint;
-        Self { epoch, next_sequence, tables, gather: Gather::restore(told, sweeps) }
+        let Checkpoint { epoch, next_sequence, tables, told } = checkpoint;
+        Self { epoch, next_sequence, tables, gather: Gather::restore(told) }
     }
 
     /// The id the next message gets.
@@ -94,7 +91,6 @@ impl Sequencer {
         let position = self.tables.entry(table.to_owned()).or_default();
         if position.topic != topic {
             *position = TablePosition { topic: topic.to_owned(), resume: BTreeMap::new() };
-            self.gather.forget_sweep(table);
         }
         Some(&*position).filter(|position| !position.resume.is_empty())
     }
@@ -134,7 +130,7 @@ impl Sequencer {
     }
 
     fn checkpoint(&mut self) -> (Checkpoint, Vec<(String, u32, i64)>) {
-        let (resume, told, sweeps) = self.gather.checkpoint();
+        let (resume, told) = self.gather.checkpoint();
         let mut consumed = Vec::with_capacity(resume.len());
         for ((table, partition), offset) in resume {
             if let Some(position) = self.tables.get_mut(&*table) {
@@ -144,7 +140,7 @@ impl Sequencer {
         }
         let Self { epoch, next_sequence, tables, .. } = self;
         let checkpoint =
-            Checkpoint { epoch: *epoch, next_sequence: *next_sequence, tables: tables.clone(), told, sweeps };
+            Checkpoint { epoch: *epoch, next_sequence: *next_sequence, tables: tables.clone(), told };
         (checkpoint, consumed)
     }
 }

@@ -1,9 +1,8 @@
 //! Windows by the thousand: each told once whatever is cut off where, and a checkpoint that stays small.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Gather, Positions, Sweeps, TOLD_BYTES, Told};
+use super::{Gather, Positions, TOLD_BYTES, Told};
 use crate::log::result_row::ResultRow;
 use crate::reaction::time::Window;
 
@@ -12,12 +11,11 @@ use crate::reaction::time::Window;
 struct Checkpoint {
     resume: Positions,
     told: Vec<Told>,
-    sweeps: Sweeps,
 }
 
 impl Checkpoint {
     fn bytes(&self) -> usize {
-        serde_json::to_string(&(&self.told, &self.sweeps)).unwrap().len()
+        serde_json::to_string(&self.told).unwrap().len()
     }
 }
 
@@ -44,16 +42,16 @@ impl Bench {
     }
 
     fn die(&mut self) {
-        let Checkpoint { resume, told, sweeps } = self.committed.clone();
+        let Checkpoint { resume, told } = self.committed.clone();
         self.at = (0..self.log.len())
             .map(|number| {
                 let resumed = resume.get(&(table(), number as u32));
                 resumed.map_or(0, |offset| usize::try_from(*offset).unwrap())
             })
             .collect();
-        let text = serde_json::to_string(&(told, sweeps)).unwrap();
-        let (told, sweeps) = serde_json::from_str(&text).unwrap();
-        self.gather = Gather { most_told_bytes: self.most_names, ..Gather::restore(told, sweeps) };
+        let text = serde_json::to_string(&told).unwrap();
+        let told = serde_json::from_str(&text).unwrap();
+        self.gather = Gather { most_told_bytes: self.most_names, ..Gather::restore(told) };
     }
 
     /// Reads one row of that partition; false at its end.
@@ -78,12 +76,12 @@ impl Bench {
         if taken.is_empty() {
             return false;
         }
-        self.told.extend(
-            taken.into_iter().map(|(key, whole)| format!("{} {} {}", key.end, key.room, whole.rows.concat())),
-        );
-        let (resume, told, sweeps) = self.gather.checkpoint();
+        let closed = taken.into_iter().filter(|(_, whole)| whole.is_final);
+        self.told
+            .extend(closed.map(|(key, whole)| format!("{} {} {}", key.end, key.room, whole.rows.concat())));
+        let (resume, told) = self.gather.checkpoint();
         self.committed.resume.extend(resume);
-        (self.committed.told, self.committed.sweeps) = (told, sweeps);
+        self.committed.told = told;
         self.largest = self.largest.max(self.committed.bytes());
         true
     }
@@ -121,26 +119,27 @@ fn twenty_thousand_interleaved_rooms_are_told_once_from_small_checkpoints() {
     bench.told.sort();
     bench.told.dedup();
     assert_eq!(bench.told.len(), ROOMS);
-    assert!(bench.committed.told.is_empty() && bench.committed.sweeps.is_empty());
+    assert!(bench.committed.told.is_empty());
     assert_eq!(bench.committed.resume.into_values().collect::<Vec<_>>(), [ROOMS as i64; 2]);
 }
 
-/// Windows of three partitions that overlap in every way, room for the names of two, cut off anywhere.
+/// Windows of three partitions that overlap in every way, told early first, room for the names of two, cut off anywhere.
 #[test]
-fn in_sweeps_too_each_window_is_told_exactly_once() {
+fn with_no_room_for_names_too_each_window_is_told_exactly_once() {
     let mut log = vec![Vec::new(), Vec::new(), Vec::new()];
     let rooms: Vec<String> = (0..8).map(|n| format!("room{n}")).collect();
     for end in 0..10_i64 {
-        for part in 0..2 {
+        for part in 0..4 {
             for (n, room) in rooms.iter().enumerate() {
-                let partition = (n + part * (n % 3)) % 3;
-                log[partition].push(row(end, room, 2, "x"));
+                let (is_final, revision) = (part >= 2, part as u64 / 2);
+                let partition = (n + part % 2 * (n % 3)) % 3;
+                log[partition].push(ResultRow { is_final, revision, ..row(end, room, 2, "x") });
             }
         }
     }
     let expected: Vec<String> =
         (0..10).flat_map(|end| rooms.iter().map(move |room| format!("{end} {room} xx"))).collect();
-    let mut swept = 0;
+    let mut at_once = 0;
     for seed in 0..300_u64 {
         let mut random = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
         let mut next = |below: u64| {
@@ -151,10 +150,13 @@ fn in_sweeps_too_each_window_is_told_exactly_once() {
         for _ in 0..2_000 {
             match next(20) {
                 0 => bench.die(),
-                1..=4 => drop(bench.commit(1 + next(3) as usize)),
+                1..=4 => {
+                    let (before, most) = (bench.told.len(), 1 + next(3) as usize);
+                    bench.commit(most);
+                    at_once += usize::from(bench.told.len() > before + most);
+                }
                 _ => drop(bench.read(next(3) as usize)),
             }
-            swept += usize::from(!bench.committed.sweeps.is_empty());
         }
         bench.read_all();
         while bench.commit(3) {}
@@ -164,7 +166,7 @@ fn in_sweeps_too_each_window_is_told_exactly_once() {
         assert_eq!(bench.told, expected, "seed {seed}");
         assert!(bench.largest < 1_000, "{} bytes", bench.largest);
     }
-    assert!(swept > 1_000, "{swept} steps during sweeps");
+    assert!(at_once > 300, "{at_once} times all at once");
 }
 
 #[test]
@@ -190,27 +192,4 @@ fn windows_that_the_newest_incomplete_one_does_not_hold_back_come() {
     while bench.commit(1000) {}
     assert_eq!(bench.told.len(), 20_000);
     assert_eq!(bench.committed.resume[&(table(), 0)], 20_000);
-}
-
-#[test]
-fn a_sweep_of_a_log_that_is_gone_holds_nothing_back() {
-    let rows = |end: i64, count: usize| {
-        (0..count).map(|n| row(end, &format!("room{n}"), 1, "x")).collect::<Vec<_>>()
-    };
-    let mut bench = Bench::new(vec![rows(10, 5_000)], 1_000);
-    bench.read_all();
-    for _ in 0..3 {
-        bench.commit(1000);
-    }
-    assert!(!bench.committed.sweeps.is_empty());
-    bench.log = vec![rows(12, 10)];
-    bench.committed.resume = BTreeMap::new();
-    bench.committed.told.clear();
-    bench.die();
-    bench.told.clear();
-    bench.read_all();
-    assert!(!bench.commit(1000));
-    bench.gather.ends("t", 0, 1);
-    while bench.commit(1000) {}
-    assert_eq!(bench.told.len(), 10);
 }
