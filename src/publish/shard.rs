@@ -4,11 +4,11 @@
 //! with one write. There are as many shards as the runtime has workers.
 
 use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::sync::Mutex;
 
 use tokio::sync::Notify;
 use tokio::task::yield_now;
+use tokio_util::sync::CancellationToken;
 
 use super::audience::{Audience, Item};
 use super::client::Given;
@@ -81,16 +81,21 @@ impl Inbox {
     }
 }
 
-/// Hands out what comes into the inbox, for ever.
-pub(super) async fn run(inbox: &Inbox, meters: &Meters) -> Infallible {
+/// Hands out what comes into the inbox until the process stops, and then what is in it.
+pub(super) async fn run(inbox: &Inbox, meters: &Meters, stop: CancellationToken) {
     let mut audience = Audience::default();
     loop {
+        let came = stop.run_until_cancelled(inbox.next()).await;
+        let is_last = came.is_none();
         let mut given = Given::default();
-        for item in inbox.next().await {
+        for item in came.unwrap_or_else(|| inbox.take()) {
             given += audience.note(item);
         }
         count(meters, given);
         hand_out(&mut audience, meters).await;
+        if is_last {
+            return;
+        }
     }
 }
 

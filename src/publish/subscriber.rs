@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures::future::join_all;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -83,6 +84,8 @@ pub struct Subscriber {
 
     last_word: Mutex<(u64, Instant)>,
     meters: Arc<Meters>,
+    /// Cancelled when the process stops and its shards have handed out what they had.
+    over: CancellationToken,
 }
 
 /// A client counts as arrived when it counts as there.
@@ -121,13 +124,17 @@ impl Subscriber {
             drains: watch::Sender::new(false),
             last_word: Mutex::new((0, Instant::now())),
             meters: Arc::new(Meters::new(cluster, name)),
+            over: CancellationToken::new(),
         });
-        for inbox in subscriber.shards.clone() {
+        let handing_out = subscriber.shards.clone().into_iter().map(|inbox| {
             let (meters, stop) = (Arc::clone(&subscriber.meters), tasks.token());
-            tasks.spawn(async move {
-                stop.run_until_cancelled(shard::run(&inbox, &meters)).await;
-            });
-        }
+            tasks.spawn(async move { shard::run(&inbox, &meters, stop).await })
+        });
+        let (handing_out, over) = (join_all(handing_out.collect::<Vec<_>>()), subscriber.over.clone());
+        tasks.spawn(async move {
+            drop(handing_out.await);
+            over.cancel();
+        });
         let (reading, stop) = (Arc::clone(&subscriber), tasks.token());
         tasks.spawn(async move {
             while let Some(Err(error)) = stop.run_until_cancelled(reading.session()).await {
@@ -405,9 +412,9 @@ impl Seat {
         Leave(self.place.subscriber.drains.subscribe())
     }
 
-    /// Cancelled when the process stops.
+    /// Cancelled when the process stops and nothing is handed out any more.
     pub(super) fn stop(&self) -> CancellationToken {
-        self.place.subscriber.tasks.token()
+        self.place.subscriber.over.clone()
     }
 }
 
