@@ -18,6 +18,15 @@
 //! system's copy out of the socket; a sixth a wait for deliveries that span instead of sleeping; a sixth the copy out of
 //! librdkafka, most of it pages that the system mapped and cleared for every record; a sixth decoding and counting. Of
 //! the embedded log a quarter was the allocator.
+//!
+//! 10 million rows from Kafka, in four runs one after the other (million rows per CPU-second, bytes a row before Kafka):
+//!
+//! | plain | `compression=zstd` | `compression=lz4` | `compression.type=zstd` |
+//! |---|---|---|---|
+//! | 17.2, 33 | 14.9, 10 | 11.8, 18 | 7.4, 33 |
+//!
+//! Column by column what the query does not read stays compressed, and less is copied out of the socket; librdkafka
+//! decompresses whole batches, into buffers that it guesses the size of.
 
 #![allow(clippy::print_stdout)] // its result is what it prints
 
