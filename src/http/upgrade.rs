@@ -3,6 +3,8 @@
 //! The checks are the library's; the socket is taken out from under the server, because what is written to thousands
 //! of clients is framed once and written as it is, which no library's connection does.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -15,10 +17,11 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tungstenite::error::{Error, ProtocolError};
 use tungstenite::handshake::server::create_response_with_body;
+use tungstenite::protocol::WebSocketConfig;
 use tungstenite::protocol::frame::coding::CloseCode;
 
-use super::Problem;
 use super::connection::Connection;
+use super::{Problem, STALLED_FOR};
 
 /// The one version of the protocol that is spoken.
 const VERSION: &str = "13";
@@ -28,16 +31,53 @@ pub const MAX_MESSAGE: usize = 64 << 10;
 /// when they are long over.
 const SEND_BUFFER: usize = 64 << 10;
 
+/// How long saying goodbye may take.
+pub const FAREWELL: Duration = Duration::from_secs(2);
+
+/// How long a WebSocket client is waited for.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// How often it is pinged.
+    pub ping_every: Duration,
+    /// After so long without a word, pongs included, it is taken for gone.
+    pub silent_for: Duration,
+    /// After so long in which it read nothing of what it is sent, it is closed.
+    pub stalled_for: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            ping_every: Duration::from_secs(25),
+            silent_for: Duration::from_secs(60),
+            stalled_for: STALLED_FOR,
+        }
+    }
+}
+
+/// How a connection is read and written: at most so much at a time, nothing held back, messages up to [`MAX_MESSAGE`].
+pub fn config(read_buffer: usize) -> WebSocketConfig {
+    WebSocketConfig::default()
+        .read_buffer_size(read_buffer)
+        .write_buffer_size(0)
+        .max_message_size(Some(MAX_MESSAGE))
+        .max_frame_size(Some(MAX_MESSAGE))
+}
+
 /// A socket to come, once the answer is sent.
 #[derive(Debug)]
 pub struct Upgrading(OnUpgrade);
 
 impl Upgrading {
-    /// The socket, and what the client sent already. Ends when the handshake's answer is sent.
-    ///
-    /// # Errors
-    /// When the connection broke before.
-    pub async fn socket(self) -> Result<(TcpStream, Bytes), String> {
+    /// Hands on the socket, and what the client sent already, when the handshake's answer is sent.
+    pub async fn hand_to<F: Future<Output = ()>>(self, serve: impl FnOnce((TcpStream, Bytes)) -> F) {
+        match self.socket().await {
+            Ok(opened) => serve(opened).await,
+            Err(error) => tracing::debug!(error, "a client was gone before it was answered"),
+        }
+    }
+
+    async fn socket(self) -> Result<(TcpStream, Bytes), String> {
         let upgraded = self.0.await.map_err(|error| error.to_string())?;
         let parts = upgraded
             .downcast::<Connection>()

@@ -72,12 +72,7 @@ async fn take_socket(
         Err(refused) => *refused,
         Ok((answer, upgrading)) => {
             let tasks = ingest.tasks.clone();
-            tasks.spawn(async move {
-                match upgrading.socket().await {
-                    Ok(opened) => socket::serve(opened, ingest, table).await,
-                    Err(error) => tracing::debug!(error, "a sender was gone before it was answered"),
-                }
-            });
+            tasks.spawn(upgrading.hand_to(|opened| socket::serve(opened, ingest, table)));
             answer
         }
     }

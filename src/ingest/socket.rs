@@ -3,7 +3,6 @@
 //! takes it waits in its own connection.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
@@ -11,31 +10,21 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use super::Ingest;
 use super::routes::{accepted, take_json};
-use crate::http::upgrade::{MAX_MESSAGE, close_of};
-use crate::http::{Problem, STALLED_FOR, StatusCode};
+use crate::http::upgrade::{FAREWELL, Patience, close_of, config};
+use crate::http::{Problem, StatusCode};
 
 /// What one connection reads at a time.
 const READ_BUFFER: usize = 4 << 10;
-/// As a viewer's: between the server's pings, and without a word until it is closed.
-const PING_EVERY: Duration = Duration::from_secs(25);
-const SILENT_FOR: Duration = Duration::from_secs(60);
-/// How long saying goodbye may take.
-const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Takes rows into that table until the client goes or the process stops.
 pub(super) async fn serve((socket, early): (TcpStream, Bytes), ingest: Arc<Ingest>, table: String) {
-    let config = WebSocketConfig::default()
-        .read_buffer_size(READ_BUFFER)
-        .write_buffer_size(0)
-        .max_message_size(Some(MAX_MESSAGE))
-        .max_frame_size(Some(MAX_MESSAGE));
-    let opened = WebSocketStream::from_partially_read(socket, early.into(), Role::Server, Some(config));
-    let mut socket = opened.await;
+    let config = Some(config(READ_BUFFER));
+    let mut socket = WebSocketStream::from_partially_read(socket, early.into(), Role::Server, config).await;
     let Some((code, reason)) = converse(&mut socket, &ingest, &table).await else { return };
     let farewell = async {
         let frame = CloseFrame { code, reason: Utf8Bytes::from_static(reason) };
@@ -54,15 +43,15 @@ async fn converse(
     ingest: &Ingest,
     table: &str,
 ) -> Option<(CloseCode, &'static str)> {
-    let stop = ingest.tasks.token();
+    let (stop, patience) = (ingest.tasks.token(), Patience::default());
     let mut last_word = Instant::now();
-    let mut pings = interval_at(last_word + PING_EVERY, PING_EVERY);
+    let mut pings = interval_at(last_word + patience.ping_every, patience.ping_every);
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let answer = tokio::select! {
+            // What was said counts before the silence: on a busy machine an answer may wait in the socket.
+            biased;
             () = stop.cancelled() => return Some((CloseCode::Away, "going away")),
-            () = sleep_until(last_word + SILENT_FOR) => return Some((CloseCode::Policy, "no answer to pings")),
-            _ = pings.tick() => Message::Ping(Bytes::new()),
             said = socket.next() => {
                 let message = match said? {
                     Ok(message) => message,
@@ -79,9 +68,13 @@ async fn converse(
                     None => continue,
                 }
             }
+            () = sleep_until(last_word + patience.silent_for) => {
+                return Some((CloseCode::Policy, "no answer to pings"));
+            }
+            _ = pings.tick() => Message::Ping(Bytes::new()),
         };
         // Who does not read its answers is not heard any longer.
-        if !matches!(timeout(STALLED_FOR, socket.send(answer)).await, Ok(Ok(()))) {
+        if !matches!(timeout(patience.stalled_for, socket.send(answer)).await, Ok(Ok(()))) {
             return None;
         }
     }

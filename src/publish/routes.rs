@@ -69,10 +69,7 @@ async fn live_windows(
     };
     let may_send = stage.live.origins.check(request.headers());
     place.tasks().spawn(async move {
-        match upgrading.socket().await {
-            Ok(opened) => socket::serve(opened, place, asked, stage.live, may_send).await,
-            Err(error) => tracing::debug!(error, "a client was gone before it was answered"),
-        }
+        upgrading.hand_to(|opened| socket::serve(opened, place, asked, stage.live, may_send)).await;
     });
     answer
 }

@@ -17,7 +17,7 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout};
 use tungstenite::error::Error;
 use tungstenite::protocol::frame::coding::CloseCode;
-use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tungstenite::protocol::{CloseFrame, Role};
 use tungstenite::{Message, Utf8Bytes, WebSocket};
 
 use super::client::{Client, Flushed};
@@ -26,7 +26,7 @@ use super::live::{Live, Patience, TakeRows};
 use super::protocol::{DRAIN_RETRY_MS, Filter, LEAVING_MS, LiveRequest, drain_message};
 use super::subscriber::{Place, Seat};
 use super::wire::Wire;
-use crate::http::upgrade::{MAX_MESSAGE, close_of, say_no_more};
+use crate::http::upgrade::{FAREWELL, close_of, config, say_no_more};
 use crate::http::{Problem, StatusCode};
 
 /// What one connection reads at a time; the library's default of 128 KiB would be the most of an idle one's memory.
@@ -35,8 +35,6 @@ const READ_BUFFER: usize = 1 << 10;
 const ANSWER_BYTES: usize = 4 << 10;
 /// Rows that one client may have under way at once, in messages; more are not read before.
 const MAX_SENDS: usize = 4;
-/// How long saying goodbye may take.
-const FAREWELL: Duration = Duration::from_secs(2);
 /// How much of what a client still sends is thrown away when it is closed.
 const DISCARD_BYTES: usize = 1 << 20;
 
@@ -137,11 +135,7 @@ struct Conversation {
 impl Conversation {
     fn new(seat: Seat, early: Bytes, live: &Live, may_send: Result<(), Problem>) -> Self {
         let now = Instant::now();
-        let config = WebSocketConfig::default()
-            .read_buffer_size(READ_BUFFER)
-            .write_buffer_size(0)
-            .max_message_size(Some(MAX_MESSAGE))
-            .max_frame_size(Some(MAX_MESSAGE));
+        let config = config(READ_BUFFER);
         let wire = Wire::new(Arc::clone(seat.client()), now);
         let nowhere = || {
             let detail = "this process takes no rows; use POST /v1/tables/{table}";
