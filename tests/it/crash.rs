@@ -13,8 +13,11 @@ use crate::support::kafka::Broker;
 use crate::support::load::{Ledger, Load, Outcome};
 use crate::support::patient::{End, Patient, ends, moment, seeded};
 use crate::support::viewer::Viewer;
+use crate::support::waiting::{is_soon, until};
 use crate::support::{books, by_request};
 
+/// How long a step may take.
+const LIMIT: Duration = Duration::from_secs(60);
 const ROOMS: [&str; 4] = ["main", "hidden", "left", "right"];
 
 const SHOWN_TABLE: &str = "
@@ -63,7 +66,7 @@ async fn survive(patient: &Patient, ends: &[End]) -> Survivor {
     tell.send_replace(Some(process.url("")));
     process.ready().await;
     let ready = load.accepted();
-    until("requests are accepted again", || load.accepted() > ready + 10).await;
+    until("requests are accepted again", LIMIT, || load.accepted() > ready + 10).await;
     let ledger = load.stop().await;
     let (rows, results) = close_books(&process, &ledger, &viewer).await;
     Survivor { process, ledger, rows, results }
@@ -73,7 +76,7 @@ async fn survive(patient: &Patient, ends: &[End]) -> Survivor {
 async fn first_windows(patient: &Patient, tell: &watch::Sender<Option<String>>, viewer: &Viewer) {
     let mut process = Running::start(&mut patient.command());
     tell.send_replace(Some(process.url("")));
-    until("windows are shown", || viewer.shown(|shown| shown.messages.len() > ROOMS.len())).await;
+    until("windows are shown", LIMIT, || viewer.shown(|shown| shown.messages.len() > ROOMS.len())).await;
     process.kill();
     tell.send_replace(None);
 }
@@ -99,22 +102,9 @@ async fn close_books(process: &Running, ledger: &Ledger, viewer: &Viewer) -> (u6
 
     let sinks = [("by_request", requests.as_slice()), ("shown", sums.as_slice())];
     // Whether it is so in time or not: the check says what is missing.
-    is_soon(|| viewer.shown(|shown| books::is_shown(shown, &sinks))).await;
+    is_soon(LIMIT, || viewer.shown(|shown| books::is_shown(shown, &sinks))).await;
     viewer.shown(|shown| books::check_shown(shown, &sinks));
     (by_request.accepted, requests.iter().map(|window| window.rows.len()).sum())
-}
-
-async fn until(what: &str, is_so: impl Fn() -> bool) {
-    assert!(is_soon(is_so).await, "never: {what}");
-}
-
-async fn is_soon(is_so: impl Fn() -> bool) -> bool {
-    let waiting = async {
-        while !is_so() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(60), waiting).await.is_ok()
 }
 
 /// The points of the stages, which are the same on both logs, and at which hit to die at the latest.
@@ -203,7 +193,7 @@ async fn each_role_is_killed_once_and_the_others_and_the_books_do_not_suffer() {
         running.insert(role[0], process);
     }
     let load = Load::start(&ingest, "/v1/tables/reactions", &ROOMS);
-    until("windows are shown", || viewer.shown(|shown| shown.messages.len() > ROOMS.len())).await;
+    until("windows are shown", LIMIT, || viewer.shown(|shown| shown.messages.len() > ROOMS.len())).await;
 
     let mut random = seeded();
     let mut order = ROLES;
@@ -217,7 +207,7 @@ async fn each_role_is_killed_once_and_the_others_and_the_books_do_not_suffer() {
         running.insert(role[0], process);
         let seen = viewer.shown(|shown| shown.messages.len());
         let accepted = load.accepted();
-        until("senders and viewers go on", || {
+        until("senders and viewers go on", LIMIT, || {
             load.accepted() > accepted + 10 && viewer.shown(|shown| shown.messages.len()) > seen + ROOMS.len()
         })
         .await;

@@ -11,7 +11,7 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +21,7 @@ use crate::support::kafka::Broker;
 use crate::support::load::Load;
 use crate::support::patient::Patient;
 use crate::support::viewer::Viewer;
+use crate::support::waiting::until;
 
 /// How long a step of a test may take.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -130,15 +131,6 @@ async fn stay_by_socket(
     stay
 }
 
-async fn until(what: &str, is_so: impl Fn() -> bool) {
-    let waiting = async {
-        while !is_so() {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    timeout(LIMIT, waiting).await.unwrap_or_else(|_| panic!("{what} not within {LIMIT:?}"));
-}
-
 async fn who_stays_sees_every_window_once(args: &[&str]) {
     let query = by_request::QUERY.replace("500 milliseconds", "100 milliseconds");
     let patient = Patient::new(args, &[("tables.sql", by_request::TABLES), ("by_request.sql", &query)]);
@@ -149,7 +141,7 @@ async fn who_stays_sees_every_window_once(args: &[&str]) {
     let stayer = Viewer::start(address.clone(), &ROOMS);
     let load = Load::start(&address, "/v1/tables/reactions", &ROOMS);
     let shown = || stayer.shown(|shown| shown.messages.len());
-    until("windows are shown", || shown() > 0).await;
+    until("windows are shown", LIMIT, || shown() > 0).await;
 
     let (book, stop, mut guests) = (Book::default(), CancellationToken::new(), JoinSet::new());
     for seed in 0..GUESTS {
@@ -161,7 +153,7 @@ async fn who_stays_sees_every_window_once(args: &[&str]) {
     let process = Running::start(&mut patient.command());
     tell.send_replace(Some(process.url("")));
     let before = shown();
-    until("windows are shown again", || shown() > before).await;
+    until("windows are shown again", LIMIT, || shown() > before).await;
     sleep(STORM).await;
     stop.cancel();
     while let Some(ended) = guests.join_next().await {
@@ -172,7 +164,7 @@ async fn who_stays_sees_every_window_once(args: &[&str]) {
     let stays = std::mem::take(&mut *book.lock().unwrap());
     let newest = stays.iter().filter_map(|stay| stay.heard.last()).max().copied();
     let told = || stayer.shown(|shown| shown.messages.iter().map(|(m, _)| (m.id, m.room.clone())).collect());
-    until("who stays hears it too", || {
+    until("who stays hears it too", LIMIT, || {
         let told: Vec<_> = told();
         told.last().map(|(id, _)| *id) >= newest
     })

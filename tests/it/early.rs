@@ -16,6 +16,7 @@ use crate::support::books;
 use crate::support::kafka::Broker;
 use crate::support::load::{Ledger, Load};
 use crate::support::viewer::{Shown, Viewer};
+use crate::support::waiting::until;
 
 /// Sinks without a room are seen in `main`, where nobody sends.
 const ROOMS: [&str; 3] = ["left", "right", "main"];
@@ -51,15 +52,6 @@ INSERT INTO sums SELECT window.start, window.end, count
 FROM (SELECT tumble(INTERVAL '1 second') AS window, count(*) AS count FROM reactions GROUP BY window);
 ";
 
-async fn until(what: &str, is_so: impl Fn() -> bool) {
-    let waiting = async {
-        while !is_so() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("never: {what}"));
-}
-
 /// Kills a process under load while windows are open, and closes the books of the next one; both folders and logs are the
 /// caller's to look at.
 async fn watched(dir: &Path, args: &[&str]) -> Ledger {
@@ -75,7 +67,7 @@ async fn watched(dir: &Path, args: &[&str]) -> Ledger {
     let load = Load::start(&address, "/v1/tables/reactions", &ROOMS[..2]);
     for _ in 0..2 {
         let before = eager.shown(|shown| (shown.early.len(), shown.messages.len()));
-        until("windows are told early and closed", || {
+        until("windows are told early and closed", PATIENCE, || {
             eager.shown(|shown| shown.early.len() > before.0 + 10 && shown.messages.len() > before.1 + 4)
         })
         .await;
@@ -95,7 +87,8 @@ async fn watched(dir: &Path, args: &[&str]) -> Ledger {
     let sinks =
         [("by_request", windows.as_slice()), ("hopping", hopping.as_slice()), ("sums", sums.as_slice())];
     for viewer in [&plain, &eager] {
-        until("every window is shown", || viewer.shown(|shown| books::is_shown(shown, &sinks))).await;
+        until("every window is shown", PATIENCE, || viewer.shown(|shown| books::is_shown(shown, &sinks)))
+            .await;
         viewer.shown(|shown| books::check_shown(shown, &sinks));
     }
     assert_eq!(plain.shown(|shown| shown.early.len()), 0);

@@ -22,6 +22,7 @@ use crate::support::books;
 use crate::support::kafka::Broker;
 use crate::support::load::Load;
 use crate::support::viewer::Viewer;
+use crate::support::waiting::until;
 
 const TABLES: &str = "
 CREATE TABLE reactions (
@@ -56,14 +57,6 @@ async fn add_partitions(broker: &Broker, topic: &str) {
 fn ends(table: &Value) -> Vec<i64> {
     let partitions = table["partitions"].as_array().cloned().unwrap_or_default();
     partitions.iter().map(|partition| partition["end"].as_i64().unwrap()).collect()
-}
-
-async fn until(is_so: impl Fn() -> bool) {
-    let began = Instant::now();
-    while !is_so() {
-        assert!(began.elapsed() < LIMIT, "not shown");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 fn program() -> TempDir {
@@ -102,7 +95,7 @@ async fn windows_on_partitions_that_are_added_to_a_sink_reach_viewers() {
     let all: Vec<u32> = (0..AFTER as u32).collect();
     let shown = || viewer.shown(|shown| shown.messages.iter().map(|(m, _)| m.rows.len()).collect::<Vec<_>>());
     close(writer.as_mut(), 1, &all[..BEFORE]).await;
-    until(|| shown() == [BEFORE]).await;
+    until("windows are shown", LIMIT, || shown() == [BEFORE]).await;
     add_partitions(&broker, "by_request").await;
     let began = Instant::now();
     while log.describe("by_request").await.unwrap().unwrap().len() < AFTER {
@@ -112,7 +105,8 @@ async fn windows_on_partitions_that_are_added_to_a_sink_reach_viewers() {
     let mut writer = log.fence("another-engine").await.unwrap();
     close(writer.as_mut(), 2, &all).await;
     close(writer.as_mut(), 3, &all[BEFORE..]).await;
-    until(|| shown() == [BEFORE, AFTER, AFTER - BEFORE]).await;
+    until("windows on added partitions are shown", LIMIT, || shown() == [BEFORE, AFTER, AFTER - BEFORE])
+        .await;
     viewer.shown(|shown| assert!(shown.wrong.is_empty() && shown.gaps == 0, "{:?}", shown.wrong));
 }
 

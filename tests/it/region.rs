@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use crate::register::{assert_ids_rise, register, windows_of};
 use crate::register_kafka::closed;
@@ -17,20 +16,13 @@ use crate::support::endpoint::Endpoint;
 use crate::support::kafka::Broker;
 use crate::support::load::Load;
 use crate::support::viewer::Viewer;
+use crate::support::waiting::until;
 
 /// How long a step may take.
 const LIMIT: Duration = Duration::from_secs(40);
 const ROOMS: [&str; 2] = ["left", "right"];
 /// Subscribers of the center; every front places evenly, so that one more endpoint comes to the region.
 const AT_THE_CENTER: usize = 9;
-
-async fn until(what: &str, is_so: impl Fn() -> bool) {
-    let began = Instant::now();
-    while !is_so() {
-        assert!(began.elapsed() < LIMIT, "{what}: not within {LIMIT:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
 
 /// States of the region's subscribers, as a front shows them.
 fn states(topology: &Value) -> Vec<&str> {
@@ -74,22 +66,22 @@ async fn a_region_on_a_broker_of_its_own_gets_every_window_once_while_its_cluste
     let (_tell, address) = watch::channel(Some(up.url("")));
     let load = Load::start(&address, "/v1/tables/reactions", &ROOMS);
     let shown = || viewer.shown(|shown| shown.messages.len());
-    until("windows come to the region", || shown() > 4).await;
+    until("windows come to the region", LIMIT, || shown() > 4).await;
 
     cluster.kill();
     let before = shown();
-    until("the other one copies", || shown() > before + 8).await;
+    until("the other one copies", LIMIT, || shown() > before + 8).await;
     twin.kill();
     let before = shown();
     up.windows("by_request", |windows| windows.len() > before + 8).await;
     let cluster = start(&copying);
     cluster.ready().await;
-    until("windows come again", || shown() > before + 8).await;
+    until("windows come again", LIMIT, || shown() > before + 8).await;
 
     books::settle(&up, "by_request", &load.stop().await).await;
     let windows = books::all_results(&up, "by_request").await;
     let sinks = [("by_request", windows.as_slice())];
-    until("all is shown", || viewer.shown(|shown| books::is_shown(shown, &sinks))).await;
+    until("all is shown", LIMIT, || viewer.shown(|shown| books::is_shown(shown, &sinks))).await;
     viewer.shown(|shown| books::check_shown(shown, &sinks));
     let closed = closed(&up).await;
     let told = |endpoint: &Endpoint| windows_of(&endpoint.windows()).into_iter().collect::<BTreeSet<_>>();

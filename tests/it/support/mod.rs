@@ -20,4 +20,5 @@ pub(crate) mod seeds;
 pub(crate) mod stage;
 pub(crate) mod tier;
 pub(crate) mod viewer;
+pub(crate) mod waiting;
 pub(crate) mod watched;
