@@ -278,9 +278,7 @@ impl CompiledSource {
             table: table.clone(),
         })
     }
-}
 
-impl CompiledSource {
     /// What decides, besides the plan, whether a record of it can be read, and whether a row is late.
     fn judged_by(&self) -> String {
         let column = |place: &usize| {

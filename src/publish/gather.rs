@@ -379,7 +379,7 @@ mod tests {
     use super::*;
     use crate::reaction::time::Window;
 
-    fn row(end: i64, room: &str, rows: u64, json: &str) -> ResultRow {
+    pub(super) fn row(end: i64, room: &str, rows: u64, json: &str) -> ResultRow {
         ResultRow {
             room: room.into(),
             window: Window { start: end - 2, end },

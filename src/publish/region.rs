@@ -6,7 +6,8 @@
 //! - to the region: who is to drain, who is registered and where each is served.
 //!
 //! All of that is the latest value of a key, so that carrying one again changes nothing: it begins with what both logs
-//! hold, and with what the region was given and the center no longer has, and goes on with what comes. A header says where a carried record is from; it is not carried back there.
+//! hold, and with what the region was given and the center no longer has, and goes on with what comes. A header says where
+//! a carried record is from; it is not carried back there.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

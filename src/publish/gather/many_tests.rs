@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use super::tests::row;
 use super::{Gather, Positions, TOLD_BYTES, Told};
 use crate::log::result_row::ResultRow;
-use crate::reaction::time::Window;
 
 /// What the last commit says.
 #[derive(Clone, Default)]
@@ -84,18 +84,6 @@ impl Bench {
         self.committed.told = told;
         self.largest = self.largest.max(self.committed.bytes());
         true
-    }
-}
-
-fn row(end: i64, room: &str, rows: u64, json: &str) -> ResultRow {
-    ResultRow {
-        room: room.into(),
-        window: Window { start: end - 2, end },
-        is_final: true,
-        revision: 0,
-        window_rows: rows,
-        nth: 0,
-        json: json.into(),
     }
 }
 
